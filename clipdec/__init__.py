@@ -1,0 +1,14 @@
+"""clipdec: zero-shot multi-label image classification with CLIP queries and an ML-Decoder head."""
+
+
+
+from clipdec import metrics
+from clipdec.config import Config
+from clipdec.data import hold_out, load_data
+from clipdec.decoder import MLDecoder
+from clipdec.labels import LabelSpace, encode_labels
+from clipdec.losses import CombinedLoss, alignment_loss, asymmetric_loss
+from clipdec.model import CLIPDecoder, load_run
+from clipdec.predictor import Predictor
+from clipdec.training import fit
+from clipdec.version import __version__

@@ -1,0 +1,69 @@
+"""The combined loss of CLIP-Decoder: L = alpha * L_clip + beta * L_c."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, label_weights=None):
+    """L_c, the asymmetric loss of Ridnik et al., ICCV 2021: summed over labels, mean over images.
+
+    With p = sigmoid(logit) and p_m = max(p - clip, 0), a positive costs -(1 - p)^gamma_pos log p
+    and a negative -p_m^gamma_neg log(1 - p_m): easy negatives, which are nearly all, weigh little.
+
+    Args:
+        logits, targets: [B, L]; targets 0 or 1.
+        gamma_neg, gamma_pos: focusing exponents.
+        clip: probability below which a negative costs nothing.
+        label_weights: [L], multiplies the cost of each label's negatives (a sampled label stands for several).
+
+    Returns: scalar.
+    """
+    logits, targets = logits.float(), targets.to(torch.float32)
+    p = logits.sigmoid()
+    p_m = (p - clip).clamp(min=0)
+    positive = -F.logsigmoid(logits) * (1 - p) ** gamma_pos
+    # log(1 - p_m); without clipping by logsigmoid, which stays exact where p rounds to 1
+    negative = -(torch.log1p(-p_m) if clip else F.logsigmoid(-logits)) * p_m**gamma_neg
+    if label_weights is not None:
+        negative = negative * label_weights
+    return torch.where(targets > 0, positive, negative).sum() / len(logits)
+
+
+def alignment_loss(image_vectors, text_vectors, logit_scale, targets=None):
+    """L_clip, the symmetric InfoNCE of Radford et al., ICML 2021, between images and the sentences of their labels.
+
+    Args:
+        image_vectors, text_vectors: [B, D], row i of one belongs to row i of the other; any length, normalised here.
+        logit_scale: what cosines are multiplied with, 1 / temperature (scalar).
+        targets: [B, L]; images that share a label set have the same sentence and are not negatives of each other.
+
+    Returns: scalar, log(B) where nothing is aligned, 0 at best.
+    """
+    cosine = F.normalize(image_vectors.float(), dim=-1) @ F.normalize(text_vectors.float(), dim=-1).T
+    logits = logit_scale * cosine  # [B, B], row: image, column: text
+    own = torch.arange(len(logits), device=logits.device)
+    if targets is not None:
+        _, label_set = torch.unique(targets, dim=0, return_inverse=True)
+        same = label_set[:, None].eq(label_set).fill_diagonal_(False)
+        logits = logits.masked_fill(same, float("-inf"))
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+class CombinedLoss(nn.Module):
+    """L = alpha * L_clip + beta * L_c.
+
+    forward returns (L, L_c, L_clip), the last two without their weights. A term of weight 0 is not computed and is 0.
+    """
+
+    def __init__(self, alpha=1.0, beta=1.0):
+        super().__init__()
+        self.alpha, self.beta = alpha, beta
+
+    def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None, label_weights=None):
+        """As the two losses; `label_sets` are the targets of `alignment_loss`, by default `targets`."""
+        zero = logits.new_zeros(())
+        l_c = asymmetric_loss(logits, targets, label_weights=label_weights) if self.beta else zero
+        label_sets = targets if label_sets is None else label_sets
+        l_clip = alignment_loss(image_vectors, text_vectors, logit_scale, label_sets) if self.alpha else zero
+        return self.alpha * l_clip + self.beta * l_c, l_c, l_clip

@@ -1,0 +1,85 @@
+"""Average precision, precision/recall/F1 at K, and the zero-shot report. Figures of reports are in percent."""
+
+import torch
+
+
+def average_precision(scores, targets):
+    """AP of each label: images sorted by its score, mean of the precision at each positive, no interpolation.
+
+    Images with equal scores enter together, so the result does not depend on their order (as scikit-learn's).
+
+    Args: scores, targets [M, L] over M images; targets 0 or 1.
+    Returns: float64 [L] in 0..1, nan where a label has no positive.
+    Raises: ValueError if the shapes differ or a score is not finite.
+    """
+    scores, targets = _check(scores, targets)
+    order = scores.argsort(dim=0, descending=True)
+    ranked, hits = scores.gather(0, order), targets.gather(0, order).double()
+    rank = torch.arange(1, len(scores) + 1, device=scores.device)[:, None]
+    last = torch.cat([ranked[1:] != ranked[:-1], torch.ones_like(ranked[:1], dtype=torch.bool)])  # ends a group of ties
+    # the end of the group that a rank lies in: the nearest group end at or below it
+    end = torch.where(last, rank, len(scores)).flip(0).cummin(0).values.flip(0)
+    precision = hits.cumsum(0).gather(0, end - 1) / end
+    return (precision * hits).sum(0) / hits.sum(0)
+
+
+def precision_recall_f1(scores, targets, k):
+    """(P, R, F1) in 0..1 when each image's k best-scored labels are its predictions, pooled over all images (micro).
+
+    Args: scores, targets [M, L]; k is at most L.
+    """
+    scores, targets = _check(scores, targets)
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(f"k must be from 1 to the number of labels, {scores.shape[1]}, got {k}")
+    hits = targets.gather(1, scores.topk(k, dim=1).indices).sum().item()
+    precision = hits / (k * len(scores)) if len(scores) else float("nan")
+    recall = hits / targets.sum().item() if targets.any() else float("nan")
+    return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
+
+
+def zsl_report(scores, targets, labels, keep="all"):
+    """Zero-shot evaluation: ZSL ranks the unseen labels, GZSL seen and unseen in one list, `seen` the seen labels only.
+
+    Args:
+        scores, targets: [M, L] over all labels, seen first.
+        labels: the LabelSpace.
+        keep: "all" test images (as LESA, BiAM and MKT), or only the "relevant" ones, which carry a ranked label
+            (as ML-Decoder; raises P@K).
+
+    Returns: {"zsl", "gzsl", "seen": {"map", "p@3", "r@3", "f1@3", "p@5", ...}, "protocol": {...}}, figures in percent.
+        mAP is the plain mean over labels; labels without a positive are left out, and counted in the protocol.
+    """
+    if keep not in ("all", "relevant"):
+        raise ValueError(f'keep must be "all" or "relevant", got {keep!r}')
+    scores, targets = _check(scores, targets)
+    if scores.shape[1] != len(labels.names):
+        raise ValueError(f"scores have {scores.shape[1]} columns, the label space {len(labels.names)} labels")
+    parts = {"zsl": labels.unseen_index, "gzsl": torch.arange(len(labels.names)), "seen": labels.seen_index}
+    report, kept = {}, {}
+    for part, index in parts.items():
+        s, t = scores[:, index], targets[:, index]
+        rows = t.any(1) if keep == "relevant" else torch.ones(len(t), dtype=torch.bool)
+        kept[part] = int(rows.sum())
+        report[part] = _figures(s[rows], t[rows]) if len(index) and kept[part] else {}
+    report["protocol"] = {
+        "keep": keep, "test_images": len(targets), "images_kept": kept,
+        "labels_without_positives": int((~targets.any(0)).sum()),
+    }
+    return report
+
+
+def _figures(scores, targets):
+    figures = {"map": 100 * average_precision(scores, targets).nanmean().item()}
+    for k in (3, 5):
+        p, r, f1 = precision_recall_f1(scores, targets, min(k, scores.shape[1]))
+        figures |= {f"p@{k}": 100 * p, f"r@{k}": 100 * r, f"f1@{k}": 100 * f1}
+    return figures
+
+
+def _check(scores, targets):
+    scores, targets = torch.as_tensor(scores).float(), torch.as_tensor(targets).bool()
+    if scores.shape != targets.shape or scores.ndim != 2:
+        raise ValueError(f"scores and targets must have one shape [images, labels], got {tuple(scores.shape)} and {tuple(targets.shape)}")
+    if not scores.isfinite().all():
+        raise ValueError("scores must be finite: the model has diverged or an input is broken")
+    return scores, targets

