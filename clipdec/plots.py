@@ -1,0 +1,108 @@
+"""Figures of the notebooks. Each function returns a matplotlib figure; show it with `display` or save it."""
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
+
+
+def scene_grid(split, labels, indices, columns=6):
+    """Images of a split with their labels below, unseen ones marked with an asterisk."""
+    rows = -(-len(indices) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 2.3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, indices):
+        image, targets = split[i]
+        axis.imshow(image)
+        names = [labels.names[j] + ("*" if j >= len(labels.seen) else "") for j in targets.nonzero().flatten()]
+        axis.set_title("\n".join(textwrap.wrap(", ".join(names), 24)[:4]), fontsize=7, y=0, va="top", pad=-2)
+    return figure
+
+
+def label_frequencies(splits, labels):
+    """How many images carry each label, most frequent first, on logarithmic axes; seen and unseen apart."""
+    figure, axes = plt.subplots(1, len(splits), figsize=(3.6 * len(splits), 2.8), sharey=True, squeeze=False, layout="constrained")
+    for axis, split in zip(axes.flat, splits):
+        counts = split.targets.sum(0).numpy()
+        for name, index, colour, style in (("seen", labels.seen_index, SEEN, "-"), ("unseen", labels.unseen_index, UNSEEN, "--")):
+            values = np.sort(counts[index])[::-1]
+            if values.any():
+                axis.loglog(np.arange(1, len(values) + 1), np.maximum(values, 0.5), style, color=colour, label=f"{name} ({len(values)})")
+        axis.set(title=f"{split.name}, {len(split)} images", xlabel="rank of the label")
+        axis.legend(frameon=False)
+    axes[0, 0].set_ylabel("images")
+    return figure
+
+
+def matrix(values, rows, columns, title="", cmap="viridis"):
+    """A small matrix with its numbers written in, such as cosines between names."""
+    figure, axis = plt.subplots(figsize=(1.2 + 0.62 * len(columns), 1 + 0.36 * len(rows)), layout="constrained")
+    values = np.asarray(values)
+    axis.imshow(values, cmap=cmap, aspect="auto")
+    middle = (values.max() + values.min()) / 2
+    for (i, j), value in np.ndenumerate(values):
+        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value < middle else "black")
+    axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_title(title, fontsize=9)
+    return figure
+
+
+def score_bars(names, probabilities, unseen=(), true=(), threshold=None):
+    """Labels of one image with their probabilities: seen blue, unseen orange and hatched, true ones in bold."""
+    figure, axis = plt.subplots(figsize=(4.6, 0.5 + 0.24 * len(names)), layout="constrained")
+    marks = [name in unseen for name in names]
+    bars = axis.barh(range(len(names)), probabilities, color=[UNSEEN if m else SEEN for m in marks])
+    for bar, mark in zip(bars, marks):
+        bar.set_hatch("//" if mark else "")
+    axis.set_yticks(range(len(names)), [n.replace("$", r"\$") for n in names], fontsize=8)
+    for tick, name in zip(axis.get_yticklabels(), names):
+        tick.set_fontweight("bold" if name in true else "normal")
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1), xlabel="probability")
+    if threshold is not None:
+        axis.axvline(threshold, color="black", linestyle=":", linewidth=1)
+    return figure
+
+
+def attention_overlay(image, maps, names):
+    """Where each label looked: the image, then the image darkened where the label did not look. maps: [L, rows, columns]."""
+    figure, axes = plt.subplots(1, len(names) + 1, figsize=(1.9 * (len(names) + 1), 2.2), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    axes[0, 0].imshow(image)
+    axes[0, 0].set_title("image", fontsize=8)
+    extent = (0, image.width, image.height, 0)
+    for axis, values, name in zip(axes[0, 1:], np.asarray(maps), names):
+        axis.imshow(image)
+        shade = 1 - values / values.max()
+        axis.imshow(np.zeros_like(shade), cmap="gray", alpha=0.85 * shade, extent=extent, interpolation="bilinear")
+        axis.set_title(name.replace("$", r"\$"), fontsize=8)
+    return figure
+
+
+def curves(history):
+    """Losses and validation mAP by epoch. history: rows of history.csv, numbers."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.5), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axis, key, title in zip(axes, ("l_c", "l_clip", "val_seen_map"), ("L_c, asymmetric loss", "L_clip, alignment loss", "mAP of seen labels on val, %")):
+        axis.plot(epochs, [row[key] for row in history], marker="o", markersize=3, color=SEEN)
+        axis.set(title=title, xlabel="epoch")
+    return figure
+
+
+def metric_bars(results, key="map"):
+    """ZSL and GZSL figures of several models side by side. results: {model name: {"zsl": {...}, "gzsl": {...}}}."""
+    figure, axis = plt.subplots(figsize=(5, 2.8), layout="constrained")
+    colours = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
+    for i, (name, result) in enumerate(results.items()):
+        x = np.arange(2) + 0.8 * (i - (len(results) - 1) / 2) / len(results)
+        bars = axis.bar(x, [result["zsl"][key], result["gzsl"][key]], 0.75 / len(results), label=name, color=colours[i % 5])
+        axis.bar_label(bars, fmt="%.1f", fontsize=8)
+    axis.set_xticks(range(2), ["ZSL", "GZSL"])
+    axis.set_ylabel({"map": "mAP, %"}.get(key, f"{key.upper()}, %"))
+    axis.legend(frameon=False)
+    return figure

@@ -1,0 +1,34 @@
+"""Draw docs/overview.png: a test scene, attention maps and scores of the run in runs/emoji."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import clipdec
+from clipdec import plots
+from clipdec.data import DATA
+
+SCENE = 1
+data = clipdec.load_data("emoji")
+predictor = clipdec.Predictor.load(DATA.parent / "runs" / "emoji")
+image, targets = data.test[SCENE]
+true = [data.labels.names[i] for i in targets.nonzero().flatten()]
+top = predictor(image, top_k=9)
+_, maps = predictor.explain(image, true)
+
+
+def pixels(figure):
+    """The figure as an RGB array."""
+    figure.set_dpi(150)
+    figure.canvas.draw()
+    array = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    plt.close(figure)
+    return array
+
+
+left = pixels(plots.attention_overlay(image, maps, true))
+right = pixels(plots.score_bars([n for n, _ in top], [p for _, p in top], set(data.labels.unseen), set(true)))
+height = max(left.shape[0], right.shape[0])
+both = np.hstack([np.pad(a, (((height - len(a)) // 2, -(-(height - len(a)) // 2)), (0, 0), (0, 0)), constant_values=255) for a in (left, right)])
+plt.imsave(Path(__file__).with_suffix(".png"), both)
