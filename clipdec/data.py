@@ -39,8 +39,10 @@ class Split:
 
     def image(self, i):
         cell = self.rows[int(i)]["image"]
+        if cell["bytes"] is None:  # a path stored in a data set is not followed
+            raise ValueError(f"image {i} of {self.name} ({cell['path']}) is not stored in the data set: prepare the data again")
         try:
-            return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]).convert("RGB")
+            return Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise ValueError(f"image {i} of {self.name} ({cell['path']}) cannot be read ({error}): prepare the data again without it") from None
 
@@ -77,8 +79,12 @@ def load_data(name_or_folder="emoji"):
         raise FileNotFoundError(f"there is no data folder {folder}: {remedy}")
     if not (folder / "labels.json").is_file() or not (folder / "dataset_dict.json").is_file():
         raise FileNotFoundError(f"{folder} is not a prepared data set (labels.json and the splits of `datasets` are missing): {remedy}")
-    info = json.loads((folder / "labels.json").read_text(encoding="utf8"))
-    labels = LabelSpace(info.pop("seen"), info.pop("unseen"))
+    try:
+        info = json.loads((folder / "labels.json").read_text(encoding="utf8"))
+        names = info.pop("seen"), info.pop("unseen")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder / 'labels.json'} does not hold lists of seen and unseen names ({error}): {remedy}") from None
+    labels = LabelSpace(*names)
     tables = datasets.load_from_disk(folder)
     if missing := {"train", "val", "test"} - set(tables):
         raise FileNotFoundError(f"{folder} lacks the split {', '.join(sorted(missing))}: {remedy}")

@@ -4,7 +4,6 @@ Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", WACV 20
 (one query for each label, one shared output), as the CLIP-Decoder paper uses it.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

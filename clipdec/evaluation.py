@@ -58,7 +58,7 @@ def result_table(metrics):
     columns = ("map", "f1@3", "f1@5")
     rows = [("CLIP-Decoder", metrics), ("raw CLIP", metrics["raw_clip"])]
     head = f"{'':14}" + "".join(f"{task + ' ' + name:>12}" for task in ("ZSL", "GZSL") for name in ("mAP", "F1@3", "F1@5"))
-    lines = [f"{name:14}" + "".join(f"{m[task][c]:12.1f}" for task in ("zsl", "gzsl") for c in columns) for name, m in rows]
+    lines = [f"{name:14}" + "".join(f"{m[task].get(c, float('nan')):12.1f}" for task in ("zsl", "gzsl") for c in columns) for name, m in rows]
     protocol = metrics["protocol"]
     foot = f"{protocol['test_images']} test images, keep={protocol['keep']}, {protocol['labels_without_positives']} labels without a positive left out"
     return "\n".join([head, *lines, foot])

@@ -1,11 +1,13 @@
 """Label names, prompts, and the vectors that stand for labels."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 
 from clipdec.towers import load_clip
 
@@ -26,7 +28,7 @@ class LabelSpace:
             blank = [i for i, name in enumerate(names) if not isinstance(name, str) or not name.strip()]
             if blank:
                 raise ValueError(f"label {blank[0]} of the {part} labels is empty: give every label a name")
-            if repeated := sorted({n for n in names if names.count(n) > 1}):
+            if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
                 raise ValueError(f"repeated among the {part} labels: {', '.join(repeated)}: name each label once")
         if both := sorted(set(self.seen) & set(self.unseen)):
             raise ValueError(f"both seen and unseen: {', '.join(both)}: take each of them out of one list")
@@ -71,12 +73,18 @@ def encode_labels(names, text_tower="mini", prompt="a photo of {}"):
 
 
 @lru_cache(maxsize=64)
-@torch.no_grad()
 def _encode(names, text_tower, prompt):
+    return encode_texts([prompt.replace("{}", name) for name in names], text_tower)
+
+
+@torch.no_grad()
+def encode_texts(texts, text_tower="mini", device="cpu"):
+    """CLIP vectors of whole sentences, on the CPU, scaled to length 1: [number of texts, D]."""
     clip = load_clip(text_tower)
-    texts = [prompt.replace("{}", name) for name in names]
-    vectors = [clip.model.encode_text(clip.tokenizer(texts[i : i + 256])) for i in range(0, len(texts), 256)]
-    return F.normalize(torch.cat(vectors).float(), dim=-1)  # [L, D]
+    clip.model.to(device)
+    batches = tqdm([texts[i : i + 256] for i in range(0, len(texts), 256)], desc="sentences", leave=False, disable=len(texts) < 5000)
+    vectors = [clip.model.encode_text(clip.tokenizer(batch).to(device)).float().cpu() for batch in batches]
+    return F.normalize(torch.cat(vectors), dim=-1)
 
 
 def load_label_embeddings(path, names):

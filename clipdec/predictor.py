@@ -3,10 +3,9 @@
 from functools import cached_property
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clipdec.data import load_data
-from clipdec.labels import encode_labels
 from clipdec.model import label_vectors, load_run
 
 
@@ -62,6 +61,7 @@ class Predictor:
 
 def _open(image):
     try:
-        return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
+        image = image if isinstance(image, Image.Image) else Image.open(image)
+        return ImageOps.exif_transpose(image).convert("RGB")  # photos say in EXIF which side is up
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{image} cannot be read as an image: {error}") from None

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import open_clip
 import timm
 import torch
-from safetensors.torch import load_file
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 MINI = Path(__file__).parent / "mini_clip"

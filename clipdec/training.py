@@ -14,10 +14,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-
 from clipdec.data import Pixels
 from clipdec.evaluation import evaluate, predict, tokens_of
-from clipdec.labels import encode_labels, join_names
+from clipdec.labels import encode_texts, join_names
 from clipdec.losses import CombinedLoss
 from clipdec.metrics import average_precision
 from clipdec.model import build_model, label_vectors
@@ -44,6 +43,8 @@ def fit(data, config):
     tokens, val_tokens = tokens_of(model, train, data, config), tokens_of(model, data.val, data, config)
     sentences = encode_sentences(train, data.labels, config) if config.alpha else torch.zeros(len(train), model.text_proj.in_features)
 
+    on_val = seen[data.val.targets[:, seen].any(0)]  # the labels that val can measure
+
     trainer = Trainer(model, config, steps=config.epochs * -(-len(train) // config.batch_size))
     out.mkdir(parents=True, exist_ok=True)
     history = trainer.resume(out) if config.resume else []
@@ -54,9 +55,9 @@ def fit(data, config):
         torch.manual_seed(1_000_003 * config.seed + epoch)  # an epoch does not depend on those before: resuming repeats it exactly
         batches = _batches(train, tokens, model.tower, config)
         row = {"epoch": epoch + 1, **trainer.epoch(tqdm(batches, desc=f"epoch {epoch + 1}", leave=False), train, queries[seen], sentences)}
-        val = predict(trainer.average.module, data.val, queries[seen], val_tokens, num_workers=config.num_workers)
-        row |= {"val_seen_map": 100 * average_precision(val, data.val.targets[:, seen]).nanmean().item() if len(val) else float("nan")}
-        row |= {"seconds": time.time() - began}
+        scores = predict(trainer.average.module, data.val, queries[on_val], val_tokens, num_workers=config.num_workers)
+        row["val_seen_map"] = 100 * average_precision(scores, data.val.targets[:, on_val]).mean().item()
+        row["seconds"] = time.time() - began
         history.append(row)
         print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
         trainer.save(out, history)
@@ -150,9 +151,11 @@ def sample_labels(targets, count):
 
 def encode_sentences(split, labels, config):
     """The text vector [M, S] of each image: its seen labels joined in one sentence, "a photo of sky, car and road"."""
-    names = [join_names([labels.names[i] for i in row.nonzero().flatten()]) for row in split.targets[:, labels.seen_index]]
-    unique = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return encode_labels(unique, config.text_tower, config.prompt)[[unique[n] for n in names]]
+    names = labels.names
+    joined = [join_names([names[i] for i in row.nonzero().flatten()]) for row in split.targets[:, labels.seen_index]]
+    place = {sentence: i for i, sentence in enumerate(dict.fromkeys(joined))}  # equal label sets are encoded once
+    vectors = encode_texts([config.prompt.replace("{}", sentence) for sentence in place], config.text_tower, config.device)
+    return vectors[[place[sentence] for sentence in joined]]
 
 
 def _batches(split, tokens, tower, config):
