@@ -108,7 +108,7 @@ def hold_out(data, count=81, seed=0):
     if not 0 < count < seen:
         raise ValueError(f"count must be from 1 to {seen - 1}, got {count}")
     held = sorted(random.Random(seed).sample(range(seen), count))
-    order = torch.tensor([i for i in range(seen) if i not in set(held)] + held)
+    order = torch.tensor(sorted(set(range(seen)) - set(held)) + held)
     names = data.labels.seen
     labels = LabelSpace([names[i] for i in order[:-count]], [names[i] for i in held])
     train, val = (replace(s, targets=s.targets[:, order]) for s in (data.train, data.val))

@@ -105,8 +105,8 @@ def glyph(name):
 def background(rng, setting):
     """Two bands of the setting's colours with a soft horizon and low-frequency texture, [SIZE, SIZE, 3] uint8."""
     above, below = (
-        np.array(colorsys.hls_to_rgb((h + rng.normal(0, 0.03)) % 1, np.clip(l + rng.normal(0, 0.05), 0.25, 0.97), s))
-        for h, s, l in SETTINGS[setting][1:]
+        np.array(colorsys.hls_to_rgb((h + rng.normal(0, 0.03)) % 1, np.clip(lightness + rng.normal(0, 0.05), 0.25, 0.97), s))
+        for h, s, lightness in SETTINGS[setting][1:]
     )
     y = np.linspace(0, 1, SIZE)
     blend = 1 / (1 + np.exp(-(y - rng.uniform(0.3, 0.75)) * rng.uniform(6, 60)))

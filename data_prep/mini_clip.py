@@ -31,7 +31,7 @@ CONFIG = {
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"},
 }
 TEMPLATES = ("a photo of {}", "a picture of {}", "an image with {}", "{}")
-NAMES = sum(emoji_scenes.concepts()[:2], [])
+NAMES = [name for part in emoji_scenes.concepts()[:2] for name in part]
 
 
 def caption(rng, names):

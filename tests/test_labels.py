@@ -1,0 +1,144 @@
+"""Label spaces, and the vectors of labels against the packaged CLIP called directly."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from clipdec import LabelSpace, encode_labels
+from clipdec.labels import join_names, load_label_embeddings
+from clipdec.towers import MINI
+
+NAMES = ["pizza", "dog face", "flag: Japan"]
+
+
+def test_seen_labels_come_first():
+    labels = LabelSpace(["b", "a"], ["d", "c", "e"])
+    assert labels.names == ["b", "a", "d", "c", "e"]
+    assert labels.seen_index.tolist() == [0, 1] and labels.unseen_index.tolist() == [2, 3, 4]
+    assert [labels.names[i] for i in labels.unseen_index] == labels.unseen
+
+
+def test_one_part_may_be_empty():
+    labels = LabelSpace(["a", "b"], [])
+    assert labels.names == ["a", "b"] and labels.unseen_index.tolist() == []
+    assert LabelSpace([], ["a"]).unseen_index.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "seen, unseen, message",
+    [
+        (["a", ""], ["b"], "label 1 of the seen labels is empty"),
+        (["a"], ["  "], "label 0 of the unseen labels is empty"),
+        (["a", None], ["b"], "label 1 of the seen labels is empty"),
+        (["a", "b", "a"], ["c"], "repeated among the seen labels: a"),
+        (["a"], ["c", "d", "d", "c"], "repeated among the unseen labels: c, d"),
+        (["a", "b", "c"], ["c", "d", "a"], "both seen and unseen: a, c"),
+    ],
+)
+def test_label_space_errors(seen, unseen, message):
+    with pytest.raises(ValueError, match=message):
+        LabelSpace(seen, unseen)
+
+
+@pytest.mark.parametrize("names, text", [(["sky"], "sky"), (["sky", "road"], "sky and road"), (["sky", "car", "road"], "sky, car and road")])
+def test_join_names(names, text):
+    assert join_names(names) == text
+
+
+def direct(texts):
+    """Unit text vectors from open_clip itself."""
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{MINI}")
+    with torch.no_grad():
+        vectors = model.eval().encode_text(open_clip.get_tokenizer(f"local-dir:{MINI}")(texts))
+    return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+def test_encode_labels_equals_open_clip():
+    vectors = encode_labels(NAMES, "mini", "a photo of {}")
+    assert vectors.shape == (3, 128) and vectors.dtype == torch.float32 and not vectors.requires_grad
+    torch.testing.assert_close(vectors, direct([f"a photo of {n}" for n in NAMES]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(encode_labels(NAMES, prompt="many {} here"), direct([f"many {n} here" for n in NAMES]), rtol=0, atol=1e-5)
+
+
+def test_more_names_than_one_batch_keep_their_order():
+    names = [f"thing {i}" for i in range(300)]
+    torch.testing.assert_close(encode_labels(names)[[0, 255, 256, 299]], direct([f"a photo of thing {i}" for i in (0, 255, 256, 299)]), rtol=0, atol=1e-5)
+
+
+def test_one_name_as_a_text():
+    assert torch.equal(encode_labels("pizza"), encode_labels(["pizza"]))
+
+
+def test_braces_in_a_name_stay():
+    torch.testing.assert_close(encode_labels(["{0} {}"]), direct(["a photo of {0} {}"]), rtol=0, atol=1e-5)
+
+
+def test_a_changed_result_does_not_change_the_next():
+    first = encode_labels(NAMES)
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(encode_labels(NAMES), kept)
+    assert not torch.allclose(encode_labels(NAMES, prompt="{}"), kept)  # the prompt is part of what is kept
+
+
+@pytest.mark.parametrize("names", [[], ["a", ""], ["a", " "], "", ["a", 3]])
+def test_empty_names(names):
+    with pytest.raises(ValueError, match="at least one name and no empty"):
+        encode_labels(names)
+
+
+@pytest.mark.parametrize("prompt", ["a photo", "", "{} and {}"])
+def test_prompt_errors(prompt):
+    with pytest.raises(ValueError, match="prompt must hold {} once"):
+        encode_labels(NAMES, prompt=prompt)
+
+
+@pytest.mark.parametrize("tower", ["maxi", "timm:resnet18", "open_clip:ViT-B-32", "open_clip:no-such-model/openai", ""])
+def test_unknown_text_tower(tower):
+    with pytest.raises(ValueError, match="unknown CLIP tower|open_clip has no model"):
+        encode_labels(NAMES, text_tower=tower)
+
+
+def test_embeddings_come_in_the_order_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = 3 * rng.standard_normal((3, 5))
+    np.savez(tmp_path / "e.npz", names=np.array(["a", "b", "c"]), vectors=rows)
+    vectors = load_label_embeddings(tmp_path / "e.npz", ["c", "a"])
+    expected = rows[[2, 0]] / np.linalg.norm(rows[[2, 0]], axis=1, keepdims=True)
+    assert vectors.dtype == torch.float32
+    np.testing.assert_allclose(vectors.numpy(), expected, atol=1e-6)
+
+
+def test_embeddings_that_lack_a_name(tmp_path):
+    np.savez(tmp_path / "e.npz", names=np.array(["a", "b"]), vectors=np.ones((2, 5)))
+    with pytest.raises(ValueError, match="no vector for 2 labels, such as x, y"):
+        load_label_embeddings(tmp_path / "e.npz", ["x", "a", "y"])
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_files_that_are_no_embeddings(tmp_path):
+    np.savez(tmp_path / "no_vectors.npz", names=np.array(["a"]))
+    np.savez(tmp_path / "shape.npz", names=np.array(["a", "b"]), vectors=np.ones((3, 5)))
+    np.savez(tmp_path / "flat.npz", names=np.array(["a", "b"]), vectors=np.ones(2))
+    np.savez(tmp_path / "pickled.npz", names=np.array(["a", Trap(tmp_path / "sprung")], dtype=object), vectors=np.ones((2, 5)))
+    np.save(tmp_path / "array.npy", np.ones((2, 5)))
+    (tmp_path / "text.npz").write_text("a 0.1 0.2")
+    (tmp_path / "empty.npz").touch()
+    whole = (tmp_path / "shape.npz").read_bytes()
+    (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
+    files = ["no_vectors", "shape", "flat", "pickled", "text", "empty", "truncated", "missing"]
+    for path in [*(tmp_path / f"{f}.npz" for f in files), tmp_path / "array.npy"]:
+        with pytest.raises(ValueError, match=f"label_embeddings .*{path.name}"):
+            load_label_embeddings(path, ["a"])
+    assert not (tmp_path / "sprung").exists()

@@ -1,0 +1,174 @@
+"""Average precision, P/R/F1@K and the ZSL/GZSL report, against hand counts, slow loops and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from clipdec import LabelSpace
+from clipdec.metrics import average_precision, precision_recall_f1, zsl_report
+
+
+def random_case(images, labels, levels, seed, prevalence=0.3):
+    """Scores with only `levels` different values, and targets, as numpy arrays."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(levels, size=(images, labels)).astype(np.float32) / 8, rng.random((images, labels)) < prevalence
+
+
+def slow_prf(scores, targets, k):
+    """Precision, recall and F1 of the k best labels of each image, counted one by one."""
+    hits = predicted = relevant = 0
+    for row, truth in zip(scores, targets):
+        best = sorted(range(len(row)), key=lambda i: -row[i])[:k]
+        hits += sum(truth[i] for i in best)
+        predicted += len(best)
+        relevant += sum(truth)
+    p, r = hits / predicted, hits / relevant
+    return p, r, 2 * p * r / (p + r)
+
+
+def expected_figures(scores, targets):
+    """The figures of one part of the report, in percent."""
+    has = targets.any(0)
+    figures = {"map": 100 * np.mean([average_precision_score(targets[:, i], scores[:, i]) for i in np.flatnonzero(has)])}
+    for k in (3, 5):
+        p, r, f1 = slow_prf(scores.tolist(), targets.tolist(), k)
+        figures |= {f"p@{k}": 100 * p, f"r@{k}": 100 * r, f"f1@{k}": 100 * f1}
+    return figures
+
+
+@pytest.mark.parametrize(
+    "scores, targets, ap",
+    [
+        ([4, 3, 2, 1], [1, 0, 1, 0], (1 / 1 + 2 / 3) / 2),
+        ([1, 2, 3, 4], [1, 0, 0, 0], 1 / 4),
+        ([1, 1, 1, 1], [1, 0, 0, 0], 1 / 4),  # one group of ties: precision is the prevalence
+        ([2, 1, 1, 0], [1, 1, 0, 0], (1 / 1 + 2 / 3) / 2),
+        ([1, 2, 3], [1, 1, 1], 1.0),
+        ([0], [1], 1.0),
+    ],
+)
+def test_average_precision_by_hand(scores, targets, ap):
+    result = average_precision(torch.tensor(scores)[:, None], torch.tensor(targets)[:, None])
+    assert result.shape == (1,) and result.item() == pytest.approx(ap, abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 10_000])
+def test_average_precision_equals_sklearn(levels):
+    scores, targets = random_case(97, 13, levels, seed=levels)
+    expected = [average_precision_score(targets[:, i], scores[:, i]) for i in range(13)]
+    np.testing.assert_allclose(average_precision(scores, targets).numpy(), expected, atol=1e-9)
+
+
+def test_average_precision_keeps_double_scores_apart():
+    rng = np.random.default_rng(0)
+    scores = 1 + 1e-10 * rng.permutation(64)[:, None].astype(np.float64)  # all equal in single precision
+    targets = rng.random((64, 1)) < 0.3
+    assert average_precision(scores, targets).item() == pytest.approx(average_precision_score(targets[:, 0], scores[:, 0]), abs=1e-12)
+
+
+def test_labels_without_and_with_only_positives():
+    scores, targets = random_case(20, 3, 7, seed=0)
+    targets[:, 0], targets[:, 1] = False, True
+    ap = average_precision(scores, targets)
+    assert ap[0].isnan() and ap[1].item() == 1.0 and not ap[2].isnan()
+
+
+def test_no_images_give_nan():
+    assert average_precision(torch.empty(0, 4), torch.empty(0, 4)).isnan().tolist() == [True] * 4
+
+
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_average_precision_ignores_the_order_of_images(levels):
+    scores, targets = random_case(60, 9, levels, seed=1)
+    order = np.random.default_rng(2).permutation(60)
+    a, b = average_precision(scores, targets), average_precision(scores[order], targets[order])
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 11])
+def test_precision_recall_f1_equals_a_loop(k):
+    scores, targets = np.random.default_rng(k).random((40, 11)), random_case(40, 11, 2, seed=k)[1]
+    assert precision_recall_f1(scores, targets, k) == pytest.approx(slow_prf(scores.tolist(), targets.tolist(), k), abs=1e-9)
+
+
+def test_k_at_its_edges():
+    scores, targets = np.random.default_rng(0).random((10, 4)), random_case(10, 4, 2, seed=3)[1]
+    precision, recall, _ = precision_recall_f1(scores, targets, 4)  # everything is predicted
+    assert recall == 1.0 and precision == pytest.approx(targets.mean())
+    for k in (0, 5, -1):
+        with pytest.raises(ValueError, match="k must be from 1 to the number of labels, 4"):
+            precision_recall_f1(scores, targets, k)
+
+
+def test_predictions_that_are_all_wrong():
+    assert precision_recall_f1([[2.0, 1.0]], [[0, 1]], 1) == (0.0, 0.0, 0.0)
+
+
+LABELS = LabelSpace([f"s{i}" for i in range(7)], [f"u{i}" for i in range(6)])
+
+
+@pytest.fixture
+def case():
+    """Scores without ties within an image and targets over LABELS; some images carry no label, some none of one part."""
+    scores, targets = np.random.default_rng(5).random((50, 13)).astype(np.float32), random_case(50, 13, 2, seed=5, prevalence=0.12)[1]
+    targets[:5] = False
+    targets[5:15, 7:] = False
+    targets[:, [2, 9, 10]] = False  # labels without a positive
+    return scores, targets
+
+
+@pytest.mark.parametrize("keep", ["all", "relevant"])
+def test_report_ranks_what_each_part_ranks(case, keep):
+    scores, targets = case
+    report, columns = zsl_report(scores, targets, LABELS, keep), {"zsl": slice(7, 13), "gzsl": slice(0, 13), "seen": slice(0, 7)}
+    kept = {}
+    for part, index in columns.items():
+        rows = targets[:, index].any(1) if keep == "relevant" else np.ones(50, bool)
+        kept[part] = int(rows.sum())
+        assert report[part] == pytest.approx(expected_figures(scores[rows][:, index], targets[rows][:, index]), abs=1e-5), part
+    assert report["protocol"] == {"keep": keep, "test_images": 50, "images_kept": kept, "labels_without_positives": 3}
+    if keep == "relevant":
+        assert kept["zsl"] < kept["gzsl"] < 50
+
+
+def test_zsl_ignores_seen_scores_and_gzsl_does_not(case):
+    scores, targets = case
+    louder = scores.copy()
+    louder[:, :7] += 10
+    before, after = zsl_report(scores, targets, LABELS), zsl_report(louder, targets, LABELS)
+    assert after["zsl"] == before["zsl"] and after["seen"]["f1@3"] == before["seen"]["f1@3"]
+    assert after["gzsl"]["p@3"] != before["gzsl"]["p@3"]
+    hits = sum(targets[i, j] for i in range(50) for j in np.argsort(-louder[i])[:3])
+    assert after["gzsl"]["p@3"] == pytest.approx(100 * hits / 150)
+
+
+def test_perfect_scores_are_100_percent():
+    targets = np.eye(13, dtype=bool)
+    report = zsl_report(targets.astype(float), targets, LABELS, "relevant")
+    for part in ("zsl", "gzsl", "seen"):
+        assert report[part]["map"] == pytest.approx(100) and report[part]["r@3"] == pytest.approx(100)
+        assert report[part]["p@3"] == pytest.approx(100 / 3)
+
+
+def test_fewer_labels_than_k():
+    labels = LabelSpace(["a", "b"], ["c"])
+    report = zsl_report([[0.1, 0.5, 0.2], [0.3, 0.1, 0.4]], [[1, 0, 1], [1, 0, 0]], labels)
+    assert report["zsl"]["p@3"] == pytest.approx(50) and report["zsl"]["r@5"] == pytest.approx(100)  # the one label there is
+
+
+def test_errors():
+    good = torch.zeros(4, 13)
+    for scores, targets in ((good, good[:3]), (good[0], good[0]), (good, good[:, :12])):
+        with pytest.raises(ValueError, match="one shape"):
+            average_precision(scores, targets)
+    for bad in (float("nan"), float("inf")):
+        scores = good.clone()
+        scores[2, 3] = bad
+        for metric in (average_precision, lambda s, t: precision_recall_f1(s, t, 3), lambda s, t: zsl_report(s, t, LABELS)):
+            with pytest.raises(ValueError, match="finite"):
+                metric(scores, good)
+    with pytest.raises(ValueError, match="keep must be"):
+        zsl_report(good, good, LABELS, keep="some")
+    with pytest.raises(ValueError, match="13 columns, the label space 2"):
+        zsl_report(good, good, LabelSpace(["a"], ["b"]))
