@@ -102,7 +102,7 @@ def _split(table, name, count):
 
 def hold_out(data, count=81, seed=0):
     """Seen labels playing the unseen, to choose settings without a look at test: a Data whose `unseen` are `count` of the
-    seen labels, whose train images carry none of them, and whose test split is val.
+    seen labels, whose train images carry none of them, and whose test split is val (as its val still is).
     """
     seen = len(data.labels.seen)
     if not 0 < count < seen:
@@ -113,7 +113,7 @@ def hold_out(data, count=81, seed=0):
     labels = LabelSpace([names[i] for i in order[:-count]], [names[i] for i in held])
     train, val = (replace(s, targets=s.targets[:, order]) for s in (data.train, data.val))
     clean = (~train.targets[:, -count:].any(1)).nonzero().flatten().tolist()
-    return replace(data, train=train.select(clean), val=val.select([]), test=val, labels=labels)
+    return replace(data, train=train.select(clean), val=val, test=val, labels=labels)
 
 
 class Pixels(torch.utils.data.Dataset):

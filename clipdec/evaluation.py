@@ -69,11 +69,11 @@ def nearest_seen(labels, vectors):
 
     Args: labels, a LabelSpace; vectors [L, D], unit rows in the order of labels.names.
     Returns: list of (unseen name, nearest seen name, cosine, words that both names hold), the nearest first.
-        Words count as shared if they differ by a plural s only.
+        Words count as shared if they differ by a plural s only; and, of, with, in do not count.
     """
     cosine, index = (vectors[labels.unseen_index] @ vectors[labels.seen_index].T).max(1)
     rows = []
     for name, c, i in zip(labels.unseen, cosine.tolist(), index.tolist()):
-        words, others = ({w.lower().rstrip("s") for w in n.split()} for n in (name, labels.seen[i]))
-        rows.append((name, labels.seen[i], c, sorted(words & others)))
+        words, others = ({w.lower().removesuffix("s") for w in n.split()} for n in (name, labels.seen[i]))
+        rows.append((name, labels.seen[i], c, sorted((words & others) - {"and", "of", "with", "in"})))
     return sorted(rows, key=lambda row: -row[2])

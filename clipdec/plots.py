@@ -23,7 +23,7 @@ def scene_grid(split, labels, indices, columns=6):
 
 
 def label_frequencies(splits, labels):
-    """How many images carry each label, most frequent first, on logarithmic axes; seen and unseen apart."""
+    """How many images carry each label, most frequent first, on logarithmic axes (none: drawn at 0.5); seen and unseen apart."""
     figure, axes = plt.subplots(1, len(splits), figsize=(3.6 * len(splits), 2.8), sharey=True, squeeze=False, layout="constrained")
     for axis, split in zip(axes.flat, splits):
         counts = split.targets.sum(0).numpy()

@@ -223,7 +223,7 @@ def prepare(out, seed=0, sizes=SPLITS, workers=2):
     if (out / "labels.json").is_file():
         found = json.loads((out / "labels.json").read_text(encoding="utf8"))
         if found == wanted:
-            print(f"{out} is ready")
+            print(f"{out.name} is ready")
             return out
         if "emoji scenes" not in found.get("source", ""):
             raise FileExistsError(f"{out} holds another data set: choose another --out")
@@ -243,7 +243,7 @@ def prepare(out, seed=0, sizes=SPLITS, workers=2):
         (Path(aside) / "new" / "labels.json").write_text(json.dumps(wanted, ensure_ascii=False, indent=1), encoding="utf8")
         shutil.rmtree(out, ignore_errors=True)
         Path(f"{aside}/new").rename(out)
-    print(f"{out}: " + ", ".join(f"{n} {split}" for split, n in sizes.items()) + f" scenes; {ATTRIBUTION}")
+    print(f"{out.name}: " + ", ".join(f"{n} {split}" for split, n in sizes.items()) + f" scenes; {ATTRIBUTION}")
     return out
 
 

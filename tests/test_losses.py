@@ -121,13 +121,13 @@ def test_alignment_loss_is_symmetric_and_ignores_lengths():
 
 
 def test_images_with_one_label_set_are_no_negatives():
-    image, text = torch.randn(6, 5), torch.randn(6, 5)
-    before = alignment_loss(image[:3], text[:3], 5.0, LABEL_SETS[:3])  # images 0 and 2 share their labels
-    by_hand = slow_alignment(image[[0, 1]], text[[0, 1]], 5.0), slow_alignment(image[[1, 2]], text[[1, 2]], 5.0)
-    rows = 2 * sum(by_hand) * 2  # twice the mean over two images, both directions
-    own = slow_alignment(image[:3], text[:3], 5.0, LABEL_SETS[:3])
-    assert before.item() == pytest.approx(own, rel=1e-5)
-    assert before.item() < alignment_loss(image[:3], text[:3], 5.0).item() and rows > 0
+    image, text = torch.randn(3, 5), torch.randn(3, 5)
+    twins = torch.tensor([[1, 0], [1, 0], [0, 1]])
+    assert alignment_loss(image[:2], text[:2], 5.0, twins[:2]).item() == 0.0
+    s = 5 * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+    s[0, 1] = s[1, 0] = float("-inf")
+    by_hand = -(s.log_softmax(1).diag() + s.log_softmax(0).diag()).mean() / 2
+    torch.testing.assert_close(alignment_loss(image, text, 5.0, twins), by_hand)
 
 
 def test_gradients_are_finite_where_every_negative_is_masked():

@@ -1,0 +1,334 @@
+"""Emoji scenes and prepared data sets: pixels, labels, what is refused, and cached tokens."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from clipdec import hold_out, load_data
+from clipdec.data import encode_images
+from clipdec.towers import ImageTower
+from data_prep import emoji_scenes
+from data_prep.emoji_scenes import concepts, glyph, prepare, scene
+
+SIZES = {"train": 3, "val": 1, "test": 2}
+
+
+def files(folder):
+    """{path in the folder: (contents, time of the last change)}."""
+    return {p.relative_to(folder): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+# ---- concepts and glyphs ----------------------------------------------------------------------------------------
+
+
+def test_label_lists():
+    seen, unseen, themes, glyphs = concepts()
+    assert len(seen) == len(set(seen)) == 925 and len(unseen) == len(set(unseen)) == 81
+    assert not set(seen) & set(unseen)
+    at_home = {theme for setting in emoji_scenes.SETTINGS.values() for theme in setting[0]}
+    assert set(themes) == set(glyphs) == set(seen + unseen) and set(themes.values()) <= at_home
+
+
+def test_every_concept_has_a_picture_of_its_own():
+    seen, unseen, *_ = concepts()
+    canvas = Image.new("RGBA", (2 * emoji_scenes.GLYPH, 2 * emoji_scenes.GLYPH))
+    ImageDraw.Draw(canvas).text((emoji_scenes.GLYPH, emoji_scenes.GLYPH), "\U0010fffd", font=emoji_scenes._font(), embedded_color=True, anchor="mm")
+    missing = canvas.crop(canvas.getbbox())  # what the font draws for a character that it lacks
+    pictures = {"(missing)": (missing.size, missing.tobytes())} | {n: (glyph(n).size, glyph(n).tobytes()) for n in seen + unseen}
+    names = {}
+    for name, picture in pictures.items():
+        names.setdefault(picture, []).append(name)
+    assert [same for same in names.values() if len(same) > 1] == []
+
+
+def test_joined_emoji_are_one_glyph():
+    joined = [n for n, text in concepts()[3].items() if "\u200d" in text]
+    assert joined
+    for name in joined:  # a sequence that falls apart is drawn as its parts, side by side
+        assert glyph(name).width < 1.4 * emoji_scenes.GLYPH, name
+
+
+# ---- scenes -----------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_draws_one_scene():
+    a, b, other, split, index = scene(3, "test", 5), scene(3, "test", 5), scene(4, "test", 5), scene(3, "train", 5), scene(3, "test", 6)
+    assert a["labels"] == b["labels"] and a["image"].tobytes() == b["image"].tobytes()
+    for x in (other, split, index):
+        assert x["image"].tobytes() != a["image"].tobytes()
+
+
+def test_scenes_have_1_to_6_different_sorted_labels():
+    count = set()
+    for index in range(60):
+        row = scene(0, "test", index)
+        assert row["image"].size == (128, 128) and row["image"].mode == "RGB"
+        assert row["labels"] == sorted(set(row["labels"]))
+        count.add(len(row["labels"]))
+    assert count <= set(range(1, 7)) and {1, 6} <= count
+
+
+def test_unseen_labels_are_in_test_only(tiny):
+    unseen = tiny.labels.unseen_index
+    assert not tiny.train.targets[:, unseen].any() and not tiny.val.targets[:, unseen].any()
+    share = tiny.test.targets[:, unseen].sum() / tiny.test.targets.sum()
+    assert 0.35 < share < 0.65
+
+
+def test_the_scene_is_of_its_labels(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(emoji_scenes, "draw", lambda rng, names, setting: drawn.append(names) or Image.new("RGB", (8, 8)))
+    labels = concepts()[0] + concepts()[1]
+    for index in range(20):
+        row = scene(0, "test", index)
+        assert sorted(drawn[-1]) == sorted(labels[i] for i in row["labels"])
+
+
+# ---- the prepared folder ----------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_the_scenes(tiny):
+    for split in (tiny.train, tiny.val, tiny.test):
+        for i in (0, len(split) - 1):
+            image, targets = split[i]
+            expected = scene(0, split.name, i)
+            assert image.tobytes() == expected["image"].tobytes()
+            assert targets.nonzero().flatten().tolist() == expected["labels"]
+
+
+def test_labels_json_names_source_and_licence(tiny):
+    info = json.loads((tiny.folder / "labels.json").read_text(encoding="utf8"))
+    assert (info["seen"], info["unseen"]) == concepts()[:2]
+    assert "OpenMoji" in info["attribution"] and info["licence"] == "CC BY-SA 4.0" and "emoji scenes" in info["source"]
+    assert tiny.info == {k: v for k, v in info.items() if k not in ("seen", "unseen")}
+
+
+def test_preparing_twice_does_nothing(tmp_path, capsys):
+    out = prepare(tmp_path / "x", 1, SIZES, workers=1)
+    before = files(out)
+    capsys.readouterr()
+    assert prepare(out, 1, SIZES, workers=1) == out
+    assert "is ready" in capsys.readouterr().out and files(out) == before
+
+
+def test_another_seed_replaces_the_scenes(tmp_path):
+    out = prepare(tmp_path / "x", 1, SIZES, workers=1)
+    first = [load_data(out).train.image(i).tobytes() for i in range(3)]
+    prepare(out, 2, SIZES, workers=1)
+    assert all(load_data(out).train.image(i).tobytes() != first[i] for i in range(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_workers_draw_the_same(tmp_path):
+    one, two = (load_data(prepare(tmp_path / str(n), 5, {"train": 4, "val": 1, "test": 1}, workers=n)).train for n in (1, 2))
+    assert torch.equal(one.targets, two.targets)
+    assert all(one.image(i).tobytes() == two.image(i).tobytes() for i in range(4))
+
+
+def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
+    real = emoji_scenes.scene
+
+    def interrupted(seed, split, index):
+        if (split, index) == ("val", 0):
+            raise RuntimeError("interrupted")
+        return real(seed, split, index)
+
+    monkeypatch.setattr(emoji_scenes, "scene", interrupted)
+    with pytest.raises(Exception):  # datasets wraps the error
+        prepare(tmp_path / "x", 1, SIZES, workers=1)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert len(load_data(prepare(tmp_path / "x", 1, SIZES, workers=1)).train) == 3
+
+
+def test_an_interrupted_replacement_leaves_the_old_scenes(tmp_path, monkeypatch):
+    out = prepare(tmp_path / "x", 1, SIZES, workers=1)
+    before = files(out)
+    monkeypatch.setattr(emoji_scenes, "draw", lambda *args: 1 / 0)
+    with pytest.raises(Exception):
+        prepare(out, 2, SIZES, workers=1)
+    assert files(out) == before and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_foreign_folders_are_not_overwritten(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    write(tmp_path / "own")
+    for name, message in (("notes", "is not empty and not a prepared data set"), ("own", "holds another data set")):
+        before = files(tmp_path / name)
+        with pytest.raises(FileExistsError, match=message):
+            prepare(tmp_path / name, 0, SIZES, workers=1)
+        assert files(tmp_path / name) == before
+
+
+# ---- load_data --------------------------------------------------------------------------------------------------
+
+
+def png(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (6, 5), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(folder, rows=None, seen=("a", "b"), unseen=("c",), splits=("train", "val", "test"), names=True):
+    """A prepared data set of any images: `rows` are (bytes, label indices) of every split."""
+    rows = [(png("red"), [0]), (png("blue"), [2, 1]), (png("lime"), [])] if rows is None else rows
+    features = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("int32"))})
+    table = {"image": [{"bytes": b, "path": f"{i}.png"} for i, (b, _) in enumerate(rows)], "labels": [labels for _, labels in rows]}
+    datasets.DatasetDict({s: datasets.Dataset.from_dict(table, features) for s in splits}).save_to_disk(folder)
+    if names:
+        (folder / "labels.json").write_text(json.dumps({"seen": seen, "unseen": unseen, "source": "a test", "licence": "none"}))
+    return folder
+
+
+def test_load_data(tmp_path):
+    data = load_data(write(tmp_path / "x"))
+    assert (data.labels.seen, data.labels.unseen, data.info["licence"]) == (["a", "b"], ["c"], "none")
+    for split in (data.train, data.val, data.test):
+        assert len(split) == 3 and split.targets.dtype == torch.bool
+        assert split.targets.tolist() == [[True, False, False], [False, True, True], [False, False, False]]
+        assert [np.asarray(split[i][0])[0, 0].tolist() for i in range(3)] == [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
+        assert split[0][0].size == (6, 5)
+
+
+def test_targets_are_the_stored_indices(tiny):
+    for split in (tiny.train, tiny.val, tiny.test):
+        assert split.targets.shape == (len(split), 1006)
+        for row, indices in zip(split.targets, split.rows["labels"]):
+            assert row.nonzero().flatten().tolist() == sorted(indices)
+
+
+def test_select_keeps_images_and_targets_together(tiny):
+    some = tiny.test.select([7, 2, 7])
+    assert torch.equal(some.targets, tiny.test.targets[[7, 2, 7]])
+    assert [some.image(i).tobytes() for i in range(3)] == [tiny.test.image(i).tobytes() for i in (7, 2, 7)]
+    assert len(tiny.test.select([])) == 0 and tiny.test.select([]).targets.shape == (0, 1006)
+
+
+def test_images_become_rgb(tmp_path):
+    file = io.BytesIO()
+    Image.new("LA", (4, 4), (90, 10)).save(file, "PNG")
+    image = load_data(write(tmp_path / "x", [(file.getvalue(), [0])])).train.image(0)
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (90, 90, 90)
+
+
+def test_a_relative_folder_is_looked_for_in_the_working_directory(tmp_path, monkeypatch):
+    write(tmp_path / "x")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_data("x").train) == 3
+
+
+def test_missing_and_unprepared_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no data folder .*prepare it"):
+        load_data(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="is not a prepared data set"):
+        load_data(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="is not a prepared data set"):
+        load_data(write(tmp_path / "no_names", names=False))
+    with pytest.raises(FileNotFoundError, match="lacks the split test, val"):
+        load_data(write(tmp_path / "no_test", splits=("train",)))
+
+
+@pytest.mark.parametrize("indices, message", [([0, 3], "indices 0 to 3, but labels.json names 3"), ([-1, 1], "indices -1 to 1")])
+def test_label_indices_out_of_range(tmp_path, indices, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(write(tmp_path / "x", [(png("red"), [0]), (png("red"), indices)]))
+
+
+def test_a_label_both_seen_and_unseen(tmp_path):
+    with pytest.raises(ValueError, match="both seen and unseen: b"):
+        load_data(write(tmp_path / "x", seen=("a", "b"), unseen=("b",)))
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b"no image", lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:40] + bytes(20) + b[60:]])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, spoil):
+    data = load_data(write(tmp_path / "x", [(png("red"), [0]), (spoil(png("red")), [1])]))
+    assert data.val.image(0).size == (6, 5)
+    with pytest.raises(ValueError, match=r"image 1 of val \(1.png\) cannot be read"):
+        data.val[1]
+
+
+# ---- hold_out ---------------------------------------------------------------------------------------------------
+
+
+def names_of(data, split):
+    return [sorted(data.labels.names[i] for i in row.nonzero().flatten()) for row in split.targets]
+
+
+def test_held_out_labels_are_in_no_training_image(tiny):
+    held = hold_out(tiny, 60, seed=1)
+    assert len(held.labels.unseen) == 60 and len(held.labels.seen) == 865
+    assert set(held.labels.names) == set(tiny.labels.seen)
+    assert not held.train.targets[:, held.labels.unseen_index].any()
+    kept = [i for i, names in enumerate(names_of(tiny, tiny.train)) if not set(names) & set(held.labels.unseen)]
+    assert 0 < len(kept) < len(tiny.train)
+    assert names_of(held, held.train) == [names_of(tiny, tiny.train)[i] for i in kept]
+    assert [held.train.image(j).tobytes() for j in range(3)] == [tiny.train.image(i).tobytes() for i in kept[:3]]
+
+
+def test_held_out_labels_are_evaluated_on_val(tiny):
+    held = hold_out(tiny, 60, seed=1)
+    assert names_of(held, held.test) == names_of(tiny, tiny.val)
+    assert held.test.targets[:, held.labels.unseen_index].any()
+    assert held.test.image(0).tobytes() == tiny.val.image(0).tobytes() and len(held.val) == 0
+
+
+def test_the_seed_chooses_what_is_held_out(tiny):
+    a, b, c = (hold_out(tiny, 60, seed).labels.unseen for seed in (1, 1, 2))
+    assert a == b != c
+
+
+@pytest.mark.parametrize("count", [0, 925, -1])
+def test_hold_out_errors(tiny, count):
+    with pytest.raises(ValueError, match="count must be from 1 to 924"):
+        hold_out(tiny, count)
+
+
+# ---- cached tokens ----------------------------------------------------------------------------------------------
+
+
+def test_cached_tokens_equal_fresh_ones(tiny, tmp_path, monkeypatch):
+    tower = ImageTower("mini")
+    fresh = encode_images(tower, tiny.val, batch_size=7)
+    first = encode_images(tower, tiny.val, tmp_path, batch_size=30)
+    monkeypatch.setattr(ImageTower, "forward", lambda *args: 1 / 0)  # nothing may be computed again
+    again = encode_images(tower, tiny.val, tmp_path)
+    for a, b in zip(first, again):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    for a, b in zip(first, fresh):
+        torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=5e-3)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_tokens_are_those_of_each_image(tiny):
+    tower = ImageTower("mini")
+    tokens, vectors = encode_images(tower, tiny.val, batch_size=8)
+    assert tokens.shape == (30, 64, tower.num_features) and tokens.dtype == torch.float16 and vectors.dtype == torch.float32
+    with torch.no_grad():
+        for i in (0, 8, 29):
+            token, vector = tower(tower.preprocess(tiny.val.image(i))[None])
+            torch.testing.assert_close(tokens[i].float(), token[0], rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(vectors[i], vector[0], rtol=0, atol=1e-4)
+
+
+def test_other_weights_and_other_images_are_cached_apart(tiny, tmp_path):
+    tower, other = ImageTower("mini"), ImageTower("mini")
+    with torch.no_grad():
+        other.trunk.proj.mul_(2)
+    two, reordered = tiny.val.select([0, 1]), tiny.val.select([1, 0])
+    vectors = encode_images(tower, two, tmp_path)[1]
+    torch.testing.assert_close(encode_images(other, two, tmp_path)[1], 2 * vectors, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encode_images(tower, reordered, tmp_path)[1], vectors.flip(0), rtol=1e-4, atol=1e-4)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_no_images_have_no_tokens(tiny):
+    tower = ImageTower("mini")
+    tokens, vectors = encode_images(tower, tiny.val.select([]))
+    assert tokens.shape == (0, 64, tower.num_features) and vectors.shape == (0, tower.embed_dim)

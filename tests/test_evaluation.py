@@ -1,0 +1,79 @@
+"""Scores of splits, the raw-CLIP baseline, the result table and the nearest seen labels."""
+
+import open_clip
+import pytest
+import torch
+
+from clipdec import LabelSpace, encode_labels, load_run
+from clipdec.evaluation import evaluate, nearest_seen, predict, raw_clip_scores, result_table, tokens_of
+from clipdec.metrics import zsl_report
+from clipdec.towers import MINI
+
+
+def test_predict_is_the_model_on_each_image(tiny, tiny_run):
+    config, model = load_run(tiny_run[0])
+    queries, some = encode_labels(tiny.labels.names[:30]), tiny.test.select([9, 3, 50])
+    scores = predict(model, some, queries, batch_size=2)
+    assert scores.shape == (3, 30)
+    with torch.no_grad():
+        for row, i in zip(scores, (9, 3, 50)):
+            tokens = model.tower(model.tower.preprocess(tiny.test.image(i))[None])[0]
+            torch.testing.assert_close(row, model.decoder(tokens, queries)[0], rtol=0, atol=1e-4)
+    cached = predict(model, tiny.test, queries, tokens_of(model, tiny.test, tiny, config), batch_size=7)
+    torch.testing.assert_close(cached[[9, 3, 50]], scores, rtol=0, atol=2e-2)  # cached tokens are float16
+    assert predict(model, some.select([]), queries).shape == (0, 30)
+
+
+def test_predict_is_without_dropout(tiny, tiny_run):
+    _, model = load_run(tiny_run[0])
+    queries, some = encode_labels(["pizza", "key"]), tiny.test.select([0, 1])
+    assert torch.equal(predict(model.train(), some, queries), predict(model.train(), some, queries))
+
+
+def test_raw_clip_is_the_cosine(tiny, settings, tmp_path):
+    scores = raw_clip_scores(tiny, settings(tmp_path, prompt="a picture of {}"))
+    assert scores.shape == (60, 1006)
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{MINI}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{MINI}")
+    columns = [0, 500, 1005]
+    with torch.no_grad():
+        text = model.encode_text(tokenizer([f"a picture of {tiny.labels.names[i]}" for i in columns]))
+        image = model.encode_image(torch.stack([preprocess(tiny.test.image(i)) for i in (0, 59)]))
+    expected = torch.nn.functional.cosine_similarity(image[:, None], text[None], dim=-1)
+    torch.testing.assert_close(scores[[0, 59]][:, columns], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", ["all", "relevant"])
+def test_evaluate_reports_model_and_raw_clip_on_the_same_images(tiny, tiny_run, keep):
+    config, model = load_run(tiny_run[0])
+    report = evaluate(model, tiny, config, keep)
+    scores = predict(model, tiny.test, encode_labels(tiny.labels.names), tokens_of(model, tiny.test, tiny, config))
+    mine, raw = (zsl_report(s, tiny.test.targets, tiny.labels, keep) for s in (scores, raw_clip_scores(tiny, config)))
+    for part in ("zsl", "gzsl", "seen"):
+        assert report[part] == pytest.approx(mine[part], abs=1e-4)
+    assert report["raw_clip"].keys() == {"zsl", "gzsl"} and report["protocol"] == mine["protocol"]
+    for part in ("zsl", "gzsl"):
+        assert report["raw_clip"][part] == pytest.approx(raw[part], abs=1e-4)
+
+
+def test_result_table_prints_the_figures():
+    def figures(start):
+        return {"map": start, "f1@3": start + 1, "f1@5": start + 2}
+
+    metrics = {"zsl": figures(10.04), "gzsl": figures(20), "raw_clip": {"zsl": figures(30), "gzsl": figures(40.06)}}
+    metrics["protocol"] = {"keep": "relevant", "test_images": 77, "labels_without_positives": 5}
+    head, model, raw, foot = result_table(metrics).splitlines()
+    assert head.split() == "ZSL mAP ZSL F1@3 ZSL F1@5 GZSL mAP GZSL F1@3 GZSL F1@5".split()
+    assert model.split() == ["CLIP-Decoder", "10.0", "11.0", "12.0", "20.0", "21.0", "22.0"]
+    assert raw.split() == ["raw", "CLIP", "30.0", "31.0", "32.0", "40.1", "41.1", "42.1"]
+    assert "77 test images" in foot and "keep=relevant" in foot and "5 labels" in foot
+
+
+def test_nearest_seen():
+    labels = LabelSpace(["Cat", "car", "blue bird"], ["cats", "big birds", "zebra"])
+    vectors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.8, 0.6, 0], [0, 0.28, 0.96], [0, 0.6, 0.8]])
+    rows = nearest_seen(labels, vectors)
+    assert [(name, near, words) for name, near, _, words in rows] == [
+        ("big birds", "blue bird", ["bird"]), ("cats", "Cat", ["cat"]), ("zebra", "blue bird", []),
+    ]  # fmt: skip
+    assert [cosine for _, _, cosine, _ in rows] == pytest.approx([0.96, 0.8, 0.8])

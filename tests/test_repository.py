@@ -1,0 +1,71 @@
+"""What the files of the repository promise each other."""
+
+import ast
+import io
+import tokenize
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from clipdec import Config
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def read(path):
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def test_environment_and_project_name_the_same_packages():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [p for p in pip if not p.startswith("-e")] == project["dependencies"] and pip[-1] == "-e ."
+
+
+def test_the_notebooks_are_all_there():
+    assert {"01", "02", "03", "04", "05"} <= {p.name[:2] for p in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_committed_as_it_ran(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert not {"widgets", "papermill"} & notebook.metadata.keys()
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith(f"# {path.name[:2]} · ")
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    outputs = [o for c in code for o in c.outputs]
+    assert outputs and not [o for o in outputs if o.output_type == "error"]
+    assert not any("papermill" in c.metadata for c in notebook.cells)
+
+
+def parameters_cell():
+    (cell,) = (c for c in read(ROOT / "notebooks" / "04_train.ipynb").cells if "parameters" in c.metadata.get("tags", []))
+    return cell.source
+
+
+def test_the_parameters_are_those_of_config():
+    found = {}
+    for node in ast.parse(parameters_cell()).body:
+        assert isinstance(node, ast.AnnAssign), f"line {node.lineno}: one `name: type = value` a line"
+        found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
+    types = {f.name: f.type.__name__ if isinstance(f.type, type) else str(f.type) for f in fields(Config)}
+    assert found == {f.name: (types[f.name], f.default) for f in fields(Config)}
+    assert list(found) == [f.name for f in fields(Config)]
+
+
+def test_each_parameter_says_what_it_is():
+    source = parameters_cell()
+    commented = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT and len(t.string) > 5}
+    assert [node.lineno for node in ast.parse(source).body if node.end_lineno not in commented] == []
