@@ -75,7 +75,8 @@ def render_image(image):
 
 
 def render_attention(image, attention):
-    """An image darkened where a label did not look, as PNG bytes. attention: [rows, columns], over the whole image."""
+    """An image darkened where a label did not look, as PNG bytes. attention: [rows, columns], over the whole image
+    (a tower whose preprocessing crops sees less than that of an image that is not square)."""
     attention = np.asarray(attention, dtype=np.float32)
     peak = attention.max()
     light = 0.15 + 0.85 * attention / peak if peak > 0 else np.ones_like(attention)

@@ -160,7 +160,9 @@ def main():
     save(model, args.out)
     top1 = accuracy(model, tokenizer, args.seed + 1)
     print(f"{args.steps} steps of {args.batch_size} in {seconds:.0f} s, zero-shot top-1 {top1:.1f} % of {len(NAMES)} names")
-    note = {**vars(args), "seconds": round(seconds), "zero_shot_top1": round(top1, 2), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    note = {k: v for k, v in vars(args).items() if k != "out"} | {
+        "seconds": round(seconds), "zero_shot_top1": round(top1, 2), "torch": torch.__version__, "threads": torch.get_num_threads(),
+    }
     (Path(args.out) / "training.json").write_text(json.dumps(note, indent=1) + "\n")
 
 

@@ -68,8 +68,9 @@ def test_the_loss_falls(tiny, settings, tmp_path):
 
 def test_one_seed_gives_one_result(tiny, settings, tiny_run, tmp_path):
     folder, metrics = tiny_run
-    again = fit(tiny, settings(tmp_path / "again", epochs=2))
-    assert results(again) == results(metrics)
+    load_clip.cache_clear()  # loading a CLIP draws random numbers, which must not move those of the run
+    cold, warm = (fit(tiny, settings(tmp_path / name, epochs=2)) for name in ("cold", "again"))
+    assert results(cold) == results(warm) == results(metrics)
     a, b = load_file(folder / "checkpoint.safetensors"), load_file(tmp_path / "again" / "checkpoint.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     other = fit(tiny, settings(tmp_path / "other", epochs=2, seed=1))
@@ -109,10 +110,13 @@ def test_images_without_a_seen_label_are_left_out(tiny, settings, tmp_path, monk
 
 
 def test_held_out_data_can_be_trained_on(tiny, settings, tmp_path):
-    held = hold_out(tiny, 60, seed=1)  # its val split is empty
-    metrics = fit(held, settings(tmp_path))
+    metrics = fit(hold_out(tiny, 60, seed=1), settings(tmp_path))
     assert metrics["protocol"]["test_images"] == 30 and 0 <= metrics["zsl"]["map"] <= 100
-    assert np.isnan(history(tmp_path)[0]["val_seen_map"])
+
+
+def test_val_may_be_empty(tiny, settings, tmp_path):
+    metrics = fit(replace(tiny, val=tiny.val.select([])), settings(tmp_path))
+    assert 0 <= metrics["zsl"]["map"] <= 100 and np.isnan(history(tmp_path)[0]["val_seen_map"])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, settings, tmp_path):
@@ -141,7 +145,8 @@ def test_the_learning_rate_rises_and_falls_at_any_length(settings, tmp_path, ste
     for _ in range(steps):
         rates.append(trainer.optimiser.param_groups[0]["lr"])
         trainer.optimiser.step()
-        trainer.schedule.step() if len(rates) < steps else None
+        if len(rates) < steps:
+            trainer.schedule.step()
     assert all(0 < r <= config.lr * (1 + 1e-6) for r in rates)
     if steps == 10:
         assert rates[0] < rates[1] == pytest.approx(config.lr) and rates[1:] == sorted(rates[1:], reverse=True)
@@ -196,8 +201,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, settings, tiny_run, tmp
     assert len(calls) == 3  # one whole epoch, the interrupted one, and that one again
     assert results(resumed) == pytest.approx(results(tiny_run[1]), abs=1e-6)
     for a, b in zip(history(tmp_path), history(tiny_run[0])):
-        a.pop("seconds"), b.pop("seconds")
-        assert a == pytest.approx(b, rel=1e-6)
+        assert a | {"seconds": 0} == pytest.approx(b | {"seconds": 0}, rel=1e-6)
 
 
 def test_resuming_what_is_finished_trains_no_more(tiny, settings, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ class FakeSplit:
 
     name = "fake"
     targets = torch.zeros(3, len(LABELS.names), dtype=torch.bool)
-    targets[range(3), range(3)] = True
+    targets[torch.arange(3), torch.arange(3)] = True
     targets[:, LABELS.names.index("dog face")] = True
 
     def __len__(self):
