@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import asdict, dataclass, fields
@@ -42,6 +43,8 @@ class Config:
     def __post_init__(self):
         for field in fields(self):
             setattr(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
+        for field in fields(self):
+            self._require(field.name, field.type is not float or math.isfinite(getattr(self, field.name)), "finite")
         for name in ("epochs", "batch_size", "embed_dim"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("alpha", "beta", "weight_decay", "label_samples", "num_workers", "seed"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,6 +148,7 @@ def encode_images(tower, split, folder=None, batch_size=64, num_workers=0, devic
     loader = DataLoader(Pixels(split, tower.preprocess), batch_size, num_workers=num_workers)
     tower.to(device).eval()
     parts = [[x.cpu() for x in tower(pixels.to(device))] for pixels, *_ in tqdm(loader, desc=f"tokens of {split.name}", leave=False)]
+    parts = parts or [(torch.empty(0, math.prod(tower.grid), tower.num_features), torch.empty(0, tower.embed_dim))]
     tokens, vectors = torch.cat([t.half() for t, _ in parts]), torch.cat([v.float() for _, v in parts])
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def load_label_embeddings(path, names):
     try:
         with np.load(path, allow_pickle=False) as file:
             rows, vectors = [str(n) for n in file["names"]], file["vectors"]
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # numpy and zipfile raise errors of many kinds
         raise ValueError(f"label_embeddings {path} is not an .npz with `names` and `vectors`: {error}") from None
     if vectors.ndim != 2 or len(vectors) != len(rows):
         raise ValueError(f"label_embeddings {path}: {len(rows)} names but vectors of shape {vectors.shape}")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, label_weights=None):
+def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05):
     """L_c, the asymmetric loss of Ridnik et al., ICCV 2021: summed over labels, mean over images.
 
     With p = sigmoid(logit) and p_m = max(p - clip, 0), a positive costs -(1 - p)^gamma_pos log p
@@ -15,7 +15,6 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, label_
         logits, targets: [B, L]; targets 0 or 1.
         gamma_neg, gamma_pos: focusing exponents.
         clip: probability below which a negative costs nothing.
-        label_weights: [L], multiplies the cost of each label's negatives (a sampled label stands for several).
 
     Returns: scalar.
     """
@@ -25,8 +24,6 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, label_
     positive = -F.logsigmoid(logits) * (1 - p) ** gamma_pos
     # log(1 - p_m); without clipping by logsigmoid, which stays exact where p rounds to 1
     negative = -(torch.log1p(-p_m) if clip else F.logsigmoid(-logits)) * p_m**gamma_neg
-    if label_weights is not None:
-        negative = negative * label_weights
     return torch.where(targets > 0, positive, negative).sum() / len(logits)
 
 
@@ -60,10 +57,10 @@ class CombinedLoss(nn.Module):
         super().__init__()
         self.alpha, self.beta = alpha, beta
 
-    def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None, label_weights=None):
+    def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None):
         """As the two losses; `label_sets` are the targets of `alignment_loss`, by default `targets`."""
         zero = logits.new_zeros(())
-        l_c = asymmetric_loss(logits, targets, label_weights=label_weights) if self.beta else zero
+        l_c = asymmetric_loss(logits, targets) if self.beta else zero
         label_sets = targets if label_sets is None else label_sets
         l_clip = alignment_loss(image_vectors, text_vectors, logit_scale, label_sets) if self.alpha else zero
         return self.alpha * l_clip + self.beta * l_c, l_c, l_clip

@@ -77,7 +77,8 @@ def _figures(scores, targets):
 
 
 def _check(scores, targets):
-    scores, targets = torch.as_tensor(scores).float(), torch.as_tensor(targets).bool()
+    scores, targets = torch.as_tensor(scores), torch.as_tensor(targets).bool()
+    scores = scores if scores.dtype == torch.float64 else scores.float()  # double scores may differ where single ones are equal
     if scores.shape != targets.shape or scores.ndim != 2:
         raise ValueError(f"scores and targets must have one shape [images, labels], got {tuple(scores.shape)} and {tuple(targets.shape)}")
     if not scores.isfinite().all():

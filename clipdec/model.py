@@ -75,6 +75,7 @@ def build_model(config, query_features):
     """A CLIPDecoder with fresh weights for a run's Config."""
     sentence_features = encode_labels(["a"], config.text_tower, config.prompt).shape[1]
     tower = ImageTower(config.image_tower, config.path("image_weights"))
+    torch.manual_seed(config.seed)  # only now: loading a tower draws random numbers, the first time
     return CLIPDecoder(tower, query_features, sentence_features, config.embed_dim, config.train_image_tower)
 
 

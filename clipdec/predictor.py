@@ -53,7 +53,7 @@ class Predictor:
         Returns: list of (label, probability).
         Raises: ValueError if the image cannot be read or a label is empty.
         """
-        labels = list(self.names if labels is None else labels)
+        labels = [labels] if isinstance(labels, str) else list(self.names if labels is None else labels)
         probabilities, _ = self.explain(image, labels)
         order = probabilities.argsort(descending=True)[:top_k].tolist()
         return [(labels[i], probabilities[i].item()) for i in order]
@@ -61,7 +61,7 @@ class Predictor:
 
 def _open(image):
     try:
-        image = image if isinstance(image, Image.Image) else Image.open(image)
-        return ImageOps.exif_transpose(image).convert("RGB")  # photos say in EXIF which side is up
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        return ImageOps.exif_transpose(opened).convert("RGB")  # photos say in EXIF which side is up
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{image} cannot be read as an image: {error}") from None

@@ -39,7 +39,7 @@ def load_clip(name):
     try:
         model, preprocess = open_clip.create_model_from_pretrained(model_name, pretrained, weights_only=True)
         tokenizer = open_clip.get_tokenizer(model_name)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # torch, safetensors and the hub raise errors of their own
         raise ValueError(f"the weights of {name!r} cannot be loaded ({error}): check the tag or file, and the network if they must be downloaded") from error
     return SimpleNamespace(model=model.eval(), preprocess=preprocess, tokenizer=tokenizer)
 
@@ -67,7 +67,7 @@ class ImageTower(nn.Module):
             raise ValueError(f"image_weights is for timm towers: name the file in the tower instead, open_clip:<model>/{weights}")
         else:
             clip = load_clip(name)
-            self.trunk, self.preprocess = deepcopy(clip.model.visual), clip.preprocess  # training must not change the shared CLIP
+            self.trunk, self.preprocess = deepcopy(clip.model.visual).cpu(), clip.preprocess  # training must not change the shared CLIP
         with torch.no_grad():
             pixels = self.preprocess(_BLANK)[None]
             tokens, vectors = self.eval()(pixels)
@@ -114,9 +114,10 @@ def _timm_trunk(model_name, weights):
     if weights:
         try:
             state = load_file(weights) if str(weights).endswith(".safetensors") else torch.load(weights, map_location="cpu", weights_only=True)
+            state = dict(state.get("state_dict", state))
         except Exception as error:  # torch and safetensors raise errors of their own
             raise ValueError(f"image_weights {weights} cannot be read: {error}") from error
-        state = {k: v for k, v in state.get("state_dict", state).items() if k in trunk.state_dict()}
+        state = {k: v for k, v in state.items() if k in trunk.state_dict()}
         missing = set(trunk.state_dict()) - set(state)
         if missing:
             raise ValueError(f"image_weights {weights} does not fit timm:{model_name}: it lacks {len(missing)} tensors, such as {min(missing)}")

@@ -33,7 +33,6 @@ def fit(data, config):
     Returns: the contents of metrics.json.
     """
     start, out = time.time(), config.path("out_dir")
-    torch.manual_seed(config.seed)
     seen = data.labels.seen_index
     train = data.train.select(data.train.targets[:, seen].any(1).nonzero().flatten().tolist())  # an image needs a seen label
     if not len(train):
@@ -48,7 +47,8 @@ def fit(data, config):
     trainer = Trainer(model, config, steps=config.epochs * -(-len(train) // config.batch_size))
     out.mkdir(parents=True, exist_ok=True)
     history = trainer.resume(out) if config.resume else []
-    (out / "metrics.json").unlink(missing_ok=True)  # an old result must not stand beside new weights
+    for old in ("metrics.json", "checkpoint.safetensors"):  # old results and weights must not stand beside new settings
+        (out / old).unlink(missing_ok=True)
     write_whole(out / "config.json", json.dumps(config.as_dict(), indent=1))
     for epoch in range(len(history), config.epochs):
         began = time.time()
@@ -86,7 +86,7 @@ class Trainer:
             (decay if p.ndim > 1 else plain).append(p)  # biases, norms and the logit scale are not decayed
         groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=config.lr)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, config.lr, total_steps=steps, pct_start=0.2)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, config.lr, total_steps=steps, pct_start=0.2 + 1e-9)  # at 0.2 it divides by 0 if steps is 5
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
 
     def epoch(self, batches, train, queries, sentences):
@@ -96,13 +96,11 @@ class Trainer:
         seen = train.targets[:, : len(queries)]
         for inputs, index in batches:
             targets = seen[index]
-            labels, weights = sample_labels(targets, self.config.label_samples)
+            labels = sample_labels(targets, self.config.label_samples)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.config.amp):
                 tokens = inputs.to(device) if inputs.ndim == 3 else self.model.tokens(inputs.to(device))
                 logits, image, text = self.model(tokens, queries[labels], sentences[index].to(device))
-            loss, l_c, l_clip = self.loss(
-                logits, targets[:, labels].to(device), image, text, self.model.logit_scale, targets.to(device), weights.to(device)
-            )
+            loss, l_c, l_clip = self.loss(logits, targets[:, labels].to(device), image, text, self.model.logit_scale, targets.to(device))
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss became {loss.item()}: use a lower lr than {self.config.lr}")
             self.optimiser.zero_grad()
@@ -137,16 +135,13 @@ class Trainer:
 def sample_labels(targets, count):
     """Labels to decode in a step: every one that is positive in the batch, and `count` of the others (0: all of them).
 
+    The sampled negatives are not weighted up to stand for all absent labels: on held-out classes that did worse.
+
     Args: targets, bool [B, L].
-    Returns: (indices [K], weights [K] of their negatives). A sampled label stands for the absent ones it was drawn from,
-        so that the expected loss is that of all labels.
+    Returns: indices [K].
     """
     present, absent = targets.any(0).nonzero().flatten(), (~targets.any(0)).nonzero().flatten()
-    drawn = absent[torch.randperm(len(absent))[:count]] if count else absent
-    weights = torch.ones(len(present) + len(drawn))
-    if len(drawn):
-        weights[len(present) :] = len(absent) / len(drawn)
-    return torch.cat([present, drawn]), weights
+    return torch.cat([present, absent[torch.randperm(len(absent))[:count]] if count else absent])
 
 
 def encode_sentences(split, labels, config):

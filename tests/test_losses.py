@@ -76,16 +76,6 @@ def test_a_sure_mistake_costs_its_logit():
     assert asymmetric_loss(-wrong, torch.zeros(1, 1)).item() == pytest.approx(-(0.95**4) * math.log(0.05), rel=1e-5)
 
 
-def test_label_weights_multiply_negatives_only():
-    logits, targets = case()
-    weights = torch.rand(9) * 5
-    parts = [asymmetric_loss(logits[:, i : i + 1], torch.zeros(6, 1)) for i in range(9)]
-    torch.testing.assert_close(asymmetric_loss(logits, torch.zeros(6, 9), label_weights=weights), sum(w * p for w, p in zip(weights, parts)))
-    ones = torch.ones(6, 9)
-    assert asymmetric_loss(logits, ones, label_weights=weights) == asymmetric_loss(logits, ones)
-    assert asymmetric_loss(logits, targets, label_weights=torch.ones(9)) == asymmetric_loss(logits, targets)
-
-
 def slow_alignment(image, text, scale, targets=None):
     """Symmetric InfoNCE, one pair at a time."""
     n = len(image)
@@ -147,9 +137,9 @@ def test_the_scale_is_trained():
 
 def test_combined_loss_adds_its_weighted_terms():
     logits, targets = case()
-    image, text, weights = torch.randn(6, 5), torch.randn(6, 5), torch.rand(9)
-    loss, l_c, l_clip = CombinedLoss(0.3, 2.0)(logits, targets, image, text, 9.0, LABEL_SETS, weights)
-    torch.testing.assert_close(l_c, asymmetric_loss(logits, targets, label_weights=weights))
+    image, text = torch.randn(6, 5), torch.randn(6, 5)
+    loss, l_c, l_clip = CombinedLoss(0.3, 2.0)(logits, targets, image, text, 9.0, LABEL_SETS)
+    torch.testing.assert_close(l_c, asymmetric_loss(logits, targets))
     torch.testing.assert_close(l_clip, alignment_loss(image, text, 9.0, LABEL_SETS))
     torch.testing.assert_close(loss, 0.3 * l_clip + 2.0 * l_c)
 

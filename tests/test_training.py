@@ -240,35 +240,30 @@ def test_sampled_labels_hold_all_that_are_present():
     targets = torch.zeros(4, 50, dtype=torch.bool)
     targets[[0, 1, 2, 2], [7, 3, 7, 49]] = True
     for count in (1, 5, 46):
-        labels, weights = sample_labels(targets, count)
-        assert len(labels) == len(set(labels.tolist())) == 3 + count == len(weights)
-        present = torch.isin(labels, torch.tensor([3, 7, 49]))
-        assert present.sum() == 3 and (weights[present] == 1).all()
-        assert weights[~present].sum().item() == pytest.approx(47)  # they stand for the 47 absent labels
+        labels = sample_labels(targets, count)
+        assert len(labels) == len(set(labels.tolist())) == 3 + count
+        assert set(labels.tolist()) >= {3, 7, 49}
 
 
 @pytest.mark.parametrize("count", [0, 47, 1000])
 def test_all_labels(count):
     targets = torch.zeros(4, 50, dtype=torch.bool)
     targets[[0, 1, 2], [7, 3, 49]] = True
-    labels, weights = sample_labels(targets, count)
-    assert sorted(labels.tolist()) == list(range(50)) and weights.tolist() == [1.0] * 50
+    assert sorted(sample_labels(targets, count).tolist()) == list(range(50))
 
 
 def test_batches_with_every_label_or_none():
     for targets, count in ((torch.ones(2, 5), 5), (torch.zeros(2, 5), 3)):
-        labels, weights = sample_labels(targets.bool(), 3)
-        assert len(labels) == count and weights.sum().item() == pytest.approx(5)
+        assert len(sample_labels(targets.bool(), 3)) == count
 
 
-def test_the_sampled_loss_is_right_on_average():
+def test_absent_labels_are_sampled_alike():
     targets = torch.zeros(2, 12, dtype=torch.bool)
     targets[0, 4] = True
-    cost, total, draws = torch.rand(12), 0.0, 4000
-    for _ in range(draws):
-        labels, weights = sample_labels(targets, 4)
-        total += (cost[labels] * weights).sum().item()
-    assert total / draws == pytest.approx(cost.sum().item(), rel=0.02)
+    counts = torch.bincount(torch.cat([sample_labels(targets, 4) for _ in range(4000)]), minlength=12)
+    assert counts[4] == 4000
+    absent = torch.arange(12) != 4
+    assert (counts[absent] / 4000 - 4 / 11).abs().max() < 0.04  # five standard deviations
 
 
 def test_sentences_join_the_seen_labels(tiny, settings, tmp_path):
