@@ -35,7 +35,7 @@ def alignment_loss(image_vectors, text_vectors, logit_scale, targets=None):
         logit_scale: what cosines are multiplied with, 1 / temperature (scalar).
         targets: [B, L]; images that share a label set have the same sentence and are not negatives of each other.
 
-    Returns: scalar, log(B) where nothing is aligned, 0 at best.
+    Returns: scalar, 0 at best, log(B) where nothing is aligned and nothing masked.
     """
     cosine = F.normalize(image_vectors.float(), dim=-1) @ F.normalize(text_vectors.float(), dim=-1).T
     logits = logit_scale * cosine  # [B, B], row: image, column: text

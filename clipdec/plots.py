@@ -96,7 +96,7 @@ def curves(history):
 
 def metric_bars(results, key="map"):
     """ZSL and GZSL figures of several models side by side. results: {model name: {"zsl": {...}, "gzsl": {...}}}."""
-    figure, axis = plt.subplots(figsize=(5, 2.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     colours = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
     for i, (name, result) in enumerate(results.items()):
         x = np.arange(2) + 0.8 * (i - (len(results) - 1) / 2) / len(results)
@@ -104,5 +104,5 @@ def metric_bars(results, key="map"):
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     axis.set_xticks(range(2), ["ZSL", "GZSL"])
     axis.set_ylabel({"map": "mAP, %"}.get(key, f"{key.upper()}, %"))
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
