@@ -1,4 +1,4 @@
-"""Draw docs/overview.png: a test scene, attention maps and scores of the run in runs/emoji."""
+"""Draw docs/overview.png: a test scene, attention maps and the scores of the unseen labels, from the run in runs/emoji."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ import clipdec
 from clipdec import plots
 from clipdec.data import DATA
 
-SCENE = 1
+SCENE = 3
 data = clipdec.load_data("emoji")
 predictor = clipdec.Predictor.load(DATA.parent / "runs" / "emoji")
 image, targets = data.test[SCENE]
 true = [data.labels.names[i] for i in targets.nonzero().flatten()]
-top = predictor(image, top_k=9)
+top = predictor(image, data.labels.unseen, top_k=9)
 _, maps = predictor.explain(image, true)
 
 
