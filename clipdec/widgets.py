@@ -61,9 +61,10 @@ def render_summary(predicted, true, judged):
     figures = ("undefined" if x != x else f"{x:.2f}" for x in set_figures(predicted & judged, true))
     scores = ", ".join(f"{name} {x}" for name, x in zip(("precision", "recall", "F1"), figures))
     new = len(predicted - judged)
+    aside = f", of which {new} that the data set does not annotate" if new else ""
     return (
         f"<div>true: {html.escape(', '.join(sorted(true))) or 'none of the labels asked about'}<br>"
-        f"predicted at this threshold: {len(predicted)}{f', of which {new} that the data set does not annotate' if new else ''}; {scores}</div>"
+        f"predicted at this threshold: {len(predicted)}{aside}; {scores}</div>"
     )
 
 
@@ -100,7 +101,8 @@ def panel(predictor, split, labels):
     scene = widgets.BoundedIntText(0, min=0, max=len(split) - 1, description="scene", **style)
     asked = widgets.Text(placeholder="comma separated; empty: all of the data set", description="labels", continuous_update=False, **style)
     threshold = widgets.FloatSlider(0.5, min=0, max=1, step=0.01, description="threshold", **style)
-    ranking = widgets.ToggleButtons(options=[("seen + unseen (GZSL)", "gzsl"), ("unseen only (ZSL)", "zsl")], description="ranking", **style)
+    tasks = [("seen + unseen (GZSL)", "gzsl"), ("unseen only (ZSL)", "zsl")]
+    ranking = widgets.ToggleButtons(options=tasks, description="ranking", **style)
     look = widgets.Dropdown(description="attention of", **style)
     bars, picture, overlay = widgets.HTML(), widgets.Image(width=SIDE), widgets.Image(width=SIDE)
     view = widgets.HBox([bars, picture, overlay])
