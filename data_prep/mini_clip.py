@@ -83,7 +83,7 @@ def accuracy(model, tokenizer, seed, per_name=4):
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix is replaced by its nearest orthogonal one (Jordan et al. 2024), as `torch.optim.Muon`, in float32.
 
-    torch's computes in bfloat16, which a CPU without bfloat16 units emulates: a training step then took 1.7 times as long.
+    torch's computes in bfloat16, which a CPU without bfloat16 units emulates slowly.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.05):
