@@ -41,10 +41,10 @@ def fit(data, config):
     model = build_model(config, queries.shape[1]).to(config.device)
     tokens, val_tokens = tokens_of(model, train, data, config), tokens_of(model, data.val, data, config)
     sentences = encode_sentences(train, data.labels, config) if config.alpha else torch.zeros(len(train), model.text_proj.in_features)
-
     on_val = seen[data.val.targets[:, seen].any(0)]  # the labels that val can measure
 
-    trainer = Trainer(model, config, steps=config.epochs * -(-len(train) // config.batch_size))
+    steps = -(-len(train) // config.batch_size)  # an epoch
+    trainer = Trainer(model, config, config.epochs * steps)
     out.mkdir(parents=True, exist_ok=True)
     history = trainer.resume(out) if config.resume else []
     for old in ("metrics.json", "checkpoint.safetensors"):  # old results and weights must not stand beside new settings
@@ -53,8 +53,8 @@ def fit(data, config):
     for epoch in range(len(history), config.epochs):
         began = time.time()
         torch.manual_seed(1_000_003 * config.seed + epoch)  # an epoch does not depend on those before: resuming repeats it exactly
-        batches = _batches(train, tokens, model.tower, config)
-        row = {"epoch": epoch + 1, **trainer.epoch(tqdm(batches, desc=f"epoch {epoch + 1}", leave=False), train, queries[seen], sentences)}
+        batches = tqdm(_batches(train, tokens, model.tower, config), f"epoch {epoch + 1}", steps, leave=False)
+        row = {"epoch": epoch + 1, **trainer.epoch(batches, train, queries[seen], sentences)}
         scores = predict(trainer.average.module, data.val, queries[on_val], val_tokens, num_workers=config.num_workers)
         row["val_seen_map"] = 100 * average_precision(scores, data.val.targets[:, on_val]).mean().item()
         row["seconds"] = time.time() - began
@@ -86,7 +86,8 @@ class Trainer:
             (decay if p.ndim > 1 else plain).append(p)  # biases, norms and the logit scale are not decayed
         groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=config.lr)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, config.lr, total_steps=steps, pct_start=0.2 + 1e-9)  # at 0.2 it divides by 0 if steps is 5
+        # pct_start of exactly 0.2 divides by 0 in a run of 5 steps
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, config.lr, total_steps=steps, pct_start=0.2 + 1e-9)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
 
     def epoch(self, batches, train, queries, sentences):
@@ -157,9 +158,10 @@ def _batches(split, tokens, tower, config):
     """Shuffled batches of (tokens or pixels, image indices)."""
     order = torch.randperm(len(split))
     if tokens is not None:
-        return [(tokens[index], index) for index in order.split(config.batch_size)]
-    loader = DataLoader(Pixels(split, tower.preprocess), config.batch_size, sampler=order.tolist(), num_workers=config.num_workers)
-    return ((pixels, index) for pixels, _, index in loader)
+        yield from ((tokens[index], index) for index in order.split(config.batch_size))
+    else:
+        loader = DataLoader(Pixels(split, tower.preprocess), config.batch_size, sampler=order.tolist(), num_workers=config.num_workers)
+        yield from ((pixels, index) for pixels, _, index in loader)
 
 
 def write_whole(path, text):
