@@ -16,6 +16,7 @@ import json
 import math
 import shutil
 import tempfile
+import zlib
 from functools import cache
 from importlib.resources import as_file
 from pathlib import Path
@@ -199,7 +200,7 @@ def scene(seed, split, index):
 def _scenes(seed, split, indices):
     for index in indices:
         row, file = scene(seed, split, index), io.BytesIO()
-        row["image"].save(file, "PNG", compress_level=1)  # lossless; stronger compression takes longer than drawing
+        row["image"].save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # lossless; stronger compression takes longer than drawing
         yield row | {"image": {"bytes": file.getvalue(), "path": f"{split}-{index:05}.png"}}
 
 
@@ -231,6 +232,8 @@ def prepare(out, seed=0, sizes=SPLITS, workers=2):
         raise FileExistsError(f"{out} is not empty and not a prepared data set: choose another --out or remove it")
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("int32"))})
     out.parent.mkdir(parents=True, exist_ok=True)
+    for name in wanted["seen"] + wanted["unseen"]:
+        glyph(name)  # kept, so that forked workers need not draw it again
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
         splits = {
             split: datasets.Dataset.from_generator(
