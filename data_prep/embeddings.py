@@ -1,0 +1,93 @@
+"""Label vectors for `label_embeddings`: from word vectors (GloVe, fastText) or from an array with a list of names.
+
+    python -m data_prep.embeddings --vectors glove.6B.300d.txt --names labels.txt --out glove.npz
+    python -m data_prep.embeddings --vectors coco80.npy --names coco80.txt --out coco80.npz
+
+A text file of word vectors has a word and its numbers on each line; the vector of a name of several words is the mean of theirs.
+An .npy holds one row for each of the names, in their order.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from data_prep.names import read_names
+
+
+def read_words(path, wanted):
+    """{word: vector [D]} of the wanted words in a text file of word vectors; the file is read line by line.
+
+    Raises ValueError if a line does not have as many numbers as those before it.
+    """
+    found, width = {}, None
+    with open(path, encoding="utf8", errors="replace") as file:
+        for number, line in enumerate(tqdm(file, desc=Path(path).name, unit=" words"), 1):
+            word, *values = line.rstrip().split(" ")
+            if number == 1 and len(values) == 1:
+                continue  # fastText: the numbers of words and of dimensions
+            width = width or len(values)
+            if word not in wanted or word in found:
+                continue
+            try:
+                found[word] = np.array(values, np.float32)
+            except ValueError:
+                continue  # a word of several parts: it is not one of the wanted
+            if len(values) != width:
+                raise ValueError(f"{path}, line {number}: {len(values)} numbers where the first line has {width}: the file is damaged")
+    return found
+
+
+def words_of(name):
+    """"teddy bear" -> ["teddy", "bear"]; hyphens and underscores separate words too."""
+    return [word for word in re.split(r"[\s_-]+", name.strip()) if word]
+
+
+def average_words(names, path):
+    """Vectors [L, D] of names, each the mean of its words' vectors; a word is looked for as it is, then in lower case.
+
+    Raises ValueError that lists the names with a word that has no vector.
+    """
+    words = {word for name in names for word in words_of(name)}
+    found = read_words(path, words | {word.lower() for word in words})
+    lacking = [name for name in names if not words_of(name) or any(w not in found and w.lower() not in found for w in words_of(name))]
+    if lacking:
+        raise ValueError(f"{path} has no vector for a word of {len(lacking)} names: {', '.join(lacking)}; leave them out, or write them in other words")
+    return np.stack([np.mean([found[w] if w in found else found[w.lower()] for w in words_of(name)], axis=0) for name in names])
+
+
+def convert(vectors, names, out):
+    """Write the .npz `out` with `names` [L] and `vectors` [L, D], not scaled."""
+    if str(vectors).endswith(".npy"):
+        array = np.load(vectors, allow_pickle=False)
+        if array.ndim != 2 or len(array) != len(names):
+            raise ValueError(f"{vectors} has the shape {array.shape}, but there are {len(names)} names: one row a name is needed, in their order")
+    else:
+        array = average_words(names, vectors)
+    if not np.isfinite(array).all() or not array.any(1).all():
+        bad = [n for n, row in zip(names, array) if not np.isfinite(row).all() or not row.any()]
+        raise ValueError(f"{vectors} holds no usable vector (all zero, or not finite) for {', '.join(bad)}")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out, names=np.array(names), vectors=array.astype(np.float32))
+    print(f"{out}: {len(names)} names, {array.shape[1]} dimensions")
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--vectors", required=True, help="GloVe .txt, fastText .vec, or .npy")
+    options.add_argument("--names", required=True, nargs="+", help="text files of the label names, one a line; several are joined in order")
+    options.add_argument("--out", required=True, help=".npz to write")
+    args = options.parse_args()
+    try:
+        convert(args.vectors, [name for path in args.names for name in read_names(path)[0]], args.out)
+    except (OSError, ValueError) as error:
+        options.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit("stopped: nothing was written")
+
+
+if __name__ == "__main__":
+    main()

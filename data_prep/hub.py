@@ -1,0 +1,105 @@
+"""A data set of the Hugging Face hub with an image column and a list of labels, prepared for zero-shot training.
+
+    python -m data_prep.hub --dataset detection-datasets/coco --labels-column objects.category --hold-out 0.2 --limit 5000
+
+Its images are streamed: only those that are used are read, so a laptop can take a part (--limit). --dataset may also be a
+local folder: of image or parquet files, or one that `save_to_disk` wrote.
+"""
+
+from functools import reduce
+from pathlib import Path
+
+import datasets
+import fsspec
+from tqdm.auto import tqdm
+
+from data_prep import photos
+from data_prep.folder import add_unseen_options, split_labels
+
+
+def open_split(dataset, config, revision, split):
+    """One split as an IterableDataset."""
+    if (Path(dataset) / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(dataset)[split].to_iterable_dataset()
+    return datasets.load_dataset(dataset, config, revision=revision, split=split, streaming=True)
+
+
+def label_feature(features, column):
+    """The feature of one label in `column`, a list of labels; dots lead into a column of columns."""
+    try:
+        feature = reduce(lambda f, key: f[key] if isinstance(f, dict) else f.feature[key], column.split("."), features)
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"there is no list of labels {column!r}: choose --labels-column among {', '.join(features)}") from None
+    if not isinstance(feature, datasets.ClassLabel) and getattr(feature, "dtype", "") not in ("string", "large_string"):
+        raise ValueError(f"the labels of {column!r} are {feature}, neither names nor classes with names: choose another --labels-column")
+    return feature
+
+
+def read_labels(rows, column, limit):
+    """[(index, label names)] of the first rows; their images are not read."""
+    feature, found = label_feature(rows.features, column), []
+    rows = rows.select_columns(column.split(".")[0])
+    for index, row in enumerate(tqdm(rows.take(limit) if limit else rows, desc="labels", unit=" rows")):
+        values = {v for v in reduce(_enter, column.split("."), row) or [] if v not in (None, -1)}  # -1: not annotated
+        found.append((index, sorted(feature.int2str(v) if isinstance(feature, datasets.ClassLabel) else v for v in values)))
+    return found
+
+
+def _enter(value, key):
+    return [v[key] for v in value] if isinstance(value, list) else value[key]
+
+
+class Images:
+    """The image files of a streamed split by index; an index must be higher than the one before."""
+
+    def __init__(self, rows, column, dataset):
+        if not isinstance(rows.features.get(column), datasets.Image):
+            raise ValueError(f"{column!r} is not a column of images: choose --image-column among {', '.join(rows.features)}")
+        self.rows = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        self.column, self.folder, self.stream = column, Path(dataset).resolve(), None
+
+    def __getitem__(self, index):
+        if self.stream is None:
+            self.stream = enumerate(self.rows.skip(index), index)
+        cell = next(row for i, row in self.stream if i == index)[self.column] or {"bytes": b""}
+        return cell["bytes"] if cell["bytes"] is not None else self._read(cell["path"])
+
+    def _read(self, path):
+        """A file that the data set names, if it is on the hub or inside the data set's own folder."""
+        if not path.split("::")[-1].startswith("hf://") and self.folder not in Path(path).resolve().parents:
+            raise ValueError(f"the data set names an image outside its folder: {path}")
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+
+
+def main():
+    options = photos.parser(__doc__, "data/hub")
+    options.add_argument("--dataset", required=True, help="name on the hub, or a local folder")
+    options.add_argument("--config", help="configuration of the data set, where it has several")
+    options.add_argument("--revision", help="commit or tag, so that another day gives the same data")
+    options.add_argument("--train-split", default="train", help="split that train and val are made of")
+    options.add_argument("--test-split", default="test", help="split that test is made of")
+    options.add_argument("--image-column", default="image")
+    options.add_argument("--labels-column", default="labels", help="a list of names or classes; objects.category leads into a column")
+    options.add_argument("--limit", type=int, help="only the first images of train and of test, this many of each")
+    add_unseen_options(options)
+
+    def prepare(args):
+        names = {"train": args.train_split, "test": args.test_split}
+        streams = {split: open_split(args.dataset, args.config, args.revision, name) for split, name in names.items()}
+        splits = {split: read_labels(rows, args.labels_column, args.limit) for split, rows in streams.items()}
+        labels = sorted({name for rows in splits.values() for _, row in rows for name in row})
+        seen, unseen = split_labels(labels, args.unseen, args.hold_out, args.seed)
+        images = {split: Images(rows, args.image_column, args.dataset) for split, rows in streams.items()}
+        images["val"] = images["train"]  # its end
+        photos.prepare(
+            args, splits, seen, unseen, load=lambda split, items: [(f"{split} {i}", images[split][i], row) for i, row in items],
+            source=f"{args.dataset} {args.revision or ''}".strip(), licence=getattr(streams["train"].info, "license", "") or "see the data set's page",
+        )
+
+    photos.run(options, prepare)
+
+
+if __name__ == "__main__":
+    main()
