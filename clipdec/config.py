@@ -21,6 +21,7 @@ class Config:
     out_dir: str = "runs/emoji"
     image_tower: str = "mini"
     image_weights: str | None = None
+    image_weights_by_order: bool = False
     text_tower: str = "mini"
     label_embeddings: str | None = None
     prompt: str = "a photo of {}"

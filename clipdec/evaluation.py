@@ -1,13 +1,23 @@
 """Scores of whole splits, the ZSL and GZSL protocol, the raw-CLIP baseline, and what leaks between label names."""
 
+from functools import lru_cache
+
+import snowballstemmer
 import torch
 from torch.utils.data import DataLoader
 
 from clipdec.data import Pixels, encode_images
-from clipdec.labels import encode_labels
+from clipdec.labels import LabelSpace, encode_labels
 from clipdec.metrics import zsl_report
 from clipdec.model import label_vectors
 from clipdec.towers import ImageTower
+
+TASKS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
+STEM = snowballstemmer.stemmer("english").stemWord
+IRREGULAR = {
+    "people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth", "geese": "goose", "mice": "mouse",
+    "oxen": "ox", "ran": "run", "swam": "swim",
+}
 
 
 def tokens_of(model, split, data, config):
@@ -44,36 +54,81 @@ def raw_clip_scores(data, config):
     return torch.nn.functional.normalize(vectors, dim=-1) @ text.T
 
 
+def full_report(scores, targets, labels, keep="all"):
+    """`zsl_report`, and as `zsl_without_twins` its ZSL figures for the unseen labels that have no seen twin (see `leakage`)."""
+    twins = leakage(labels)
+    alone = [i for i in labels.unseen_index.tolist() if labels.names[i] not in twins]
+    rest = zsl_report(scores[:, alone], targets[:, alone], LabelSpace([], [labels.names[i] for i in alone]), keep)["zsl"] if alone else {}
+    report = zsl_report(scores, targets, labels, keep) | {"zsl_without_twins": rest}
+    report["protocol"]["unseen_with_twin"] = len(twins)
+    return report
+
+
 def evaluate(model, data, config, keep="all"):
     """The figures of metrics.json for the test split: ZSL, GZSL and seen of the model, and raw CLIP on the same images."""
     queries, tokens = label_vectors(config, data.labels.names), tokens_of(model, data.test, data, config)
     scores = predict(model, data.test, queries, tokens, num_workers=config.num_workers)
-    report = zsl_report(scores, data.test.targets, data.labels, keep)
-    raw = zsl_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
-    return report | {"raw_clip": {"zsl": raw["zsl"], "gzsl": raw["gzsl"]}}
+    raw = full_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
+    return full_report(scores, data.test.targets, data.labels, keep) | {"raw_clip": {part: raw[part] for part in TASKS}}
 
 
 def result_table(metrics):
     """The figures of metrics.json as a text table, in percent."""
-    columns = ("map", "f1@3", "f1@5")
+    columns = {"map": "mAP", "f1@3": "F1@3", "f1@5": "F1@5"}
     rows = [("CLIP-Decoder", metrics), ("raw CLIP", metrics["raw_clip"])]
-    head = f"{'':14}" + "".join(f"{task + ' ' + name:>12}" for task in ("ZSL", "GZSL") for name in ("mAP", "F1@3", "F1@5"))
-    lines = [f"{name:14}" + "".join(f"{m[task].get(c, float('nan')):12.1f}" for task in ("zsl", "gzsl") for c in columns) for name, m in rows]
+    lines = [f"{'':14}" + "".join(f"{name:^24}" for name in TASKS.values()), f"{'':14}" + "".join(f"{c:>8}" for c in columns.values()) * len(TASKS)]
+    lines += [f"{name:14}" + "".join(f"{m[task].get(c, float('nan')):8.1f}" for task in TASKS for c in columns) for name, m in rows]
     protocol = metrics["protocol"]
-    foot = f"{protocol['test_images']} test images, keep={protocol['keep']}, {protocol['labels_without_positives']} labels without a positive left out"
-    return "\n".join([head, *lines, foot])
+    foot = f"{protocol['test_images']} test images, keep={protocol['keep']}, {protocol['labels_without_positives']} labels without a positive left out; "
+    return "\n".join([*lines, foot + f"{protocol['unseen_with_twin']} unseen labels have a seen twin"])
+
+
+def leakage(labels):
+    """Unseen names that a seen name gives away: its twins, and what kind each is.
+
+    "plural": one is the other's plural by its spelling (cat, cats). "lemma": the same stem or an irregular plural (running, run;
+    person, people). "word": all words of one name are in the other (tiger, tiger face). Case and hyphens do not count.
+
+    Args: labels, a LabelSpace.
+    Returns: {unseen name: [(seen name, kind)]}, only of names that have one.
+    """
+    seen = [(name, _words(name)) for name in labels.seen]
+    twins = {name: [(other, kind) for other, words in seen if (kind := _twin(_words(name), words))] for name in labels.unseen}
+    return {name: found for name, found in twins.items() if found}
+
+
+def _words(name):
+    return name.lower().replace("-", " ").replace("_", " ").split()
+
+
+def _twin(a, b):
+    """The kind of twin that two lists of words are, or None."""
+    if a[:-1] == b[:-1] and (a[-1] in _plurals(b[-1]) or b[-1] in _plurals(a[-1])):
+        return "plural"
+    a, b = ({_lemma(word) for word in words} for words in (a, b))
+    return "lemma" if a == b else "word" if a < b or b < a else None
+
+
+def _plurals(word):
+    """Spellings that the plural of a word may have."""
+    forms = {word + "s", word + "es"}
+    if word.endswith("y"):
+        forms.add(word[:-1] + "ies")
+    if word.endswith(("f", "fe")):
+        forms.add(word.rstrip("e")[:-1] + "ves")
+    return forms
+
+
+@lru_cache(maxsize=None)
+def _lemma(word):
+    return STEM(IRREGULAR.get(word, word))
 
 
 def nearest_seen(labels, vectors):
-    """What leaks from seen to unseen names: for each unseen label its nearest seen one.
+    """For each unseen label the seen one whose vector is nearest.
 
     Args: labels, a LabelSpace; vectors [L, D], unit rows in the order of labels.names.
-    Returns: list of (unseen name, nearest seen name, cosine, words that both names hold), the nearest first.
-        Words count as shared if they differ by a plural s only; and, of, with, in do not count.
+    Returns: list of (unseen name, nearest seen name, cosine), the nearest first.
     """
     cosine, index = (vectors[labels.unseen_index] @ vectors[labels.seen_index].T).max(1)
-    rows = []
-    for name, c, i in zip(labels.unseen, cosine.tolist(), index.tolist()):
-        words, others = ({w.lower().removesuffix("s") for w in n.split()} for n in (name, labels.seen[i]))
-        rows.append((name, labels.seen[i], c, sorted((words & others) - {"and", "of", "with", "in"})))
-    return sorted(rows, key=lambda row: -row[2])
+    return sorted(zip(labels.unseen, (labels.seen[i] for i in index), cosine.tolist()), key=lambda row: -row[2])

@@ -101,5 +101,5 @@ def load_label_embeddings(path, names):
         raise ValueError(f"label_embeddings {path}: {len(rows)} names but vectors of shape {vectors.shape}")
     row = {name: i for i, name in enumerate(rows)}
     if missing := [n for n in names if n not in row]:
-        raise ValueError(f"label_embeddings {path} has no vector for {len(missing)} labels, such as {', '.join(missing[:5])}")
+        raise ValueError(f"label_embeddings {path} has no vector for {len(missing)} labels: {', '.join(missing)}")
     return F.normalize(torch.from_numpy(vectors[[row[n] for n in names]]).float(), dim=-1)

@@ -73,8 +73,9 @@ def label_vectors(config, names):
 
 def build_model(config, query_features):
     """A CLIPDecoder with fresh weights for a run's Config."""
-    sentence_features = encode_labels(["a"], config.text_tower, config.prompt).shape[1]
-    tower = ImageTower(config.image_tower, config.path("image_weights"))
+    # with label_embeddings a sentence is the mean of its labels' vectors, else the text tower's
+    sentence_features = query_features if config.label_embeddings else encode_labels(["a"], config.text_tower, config.prompt).shape[1]
+    tower = ImageTower(config.image_tower, config.path("image_weights"), config.image_weights_by_order)
     torch.manual_seed(config.seed)  # only now: loading a tower draws random numbers, the first time
     return CLIPDecoder(tower, query_features, sentence_features, config.embed_dim, config.train_image_tower)
 

@@ -37,7 +37,8 @@ def load_clip(name):
     if name != "mini" and model_name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {model_name!r}: open_clip.list_models() names them")
     try:
-        model, preprocess = open_clip.create_model_from_pretrained(model_name, pretrained, weights_only=True)
+        # squash: a centre crop would cut off objects that are labels of the image
+        model, preprocess = open_clip.create_model_from_pretrained(model_name, pretrained, weights_only=True, image_resize_mode="squash")
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:  # torch, safetensors and the hub raise errors of their own
         raise ValueError(f"the weights of {name!r} cannot be loaded ({error}): check the tag or file, and the network if they must be downloaded") from error
@@ -50,29 +51,36 @@ class ImageTower(nn.Module):
     forward: pixels [B, 3, H, W] -> (tokens [B, N, C], global vectors [B, D]).
     `preprocess` turns a PIL image into pixels; `num_features` is C; `grid` is (rows, columns) with N = rows * columns.
     Of a CLIP the global vector is the one that text vectors are compared with; of a timm model, its pooled features.
+    Input size, mean and standard deviation are the tower's own; an image is scaled to that size whole, not cropped.
 
     Args:
         name: see the module's docstring.
         weights: for timm, a local checkpoint (.safetensors, or .pth holding tensors only); without it timm's own
             pretrained weights, which it downloads.
+        by_order: take the checkpoint's tensors in their order instead of by name, for a file of the same network
+            whose names differ; every shape must agree.
+
+    Raises ValueError if the tower is unknown, the weights do not fit, or the network has no spatial features.
     """
 
-    def __init__(self, name="mini", weights=None):
+    def __init__(self, name="mini", weights=None, by_order=False):
         super().__init__()
         self.name = name
         kind, _, rest = name.partition(":")
         if kind == "timm":
-            self.trunk, self.preprocess = _timm_trunk(rest, weights)
+            self.trunk, self.preprocess = _timm_trunk(rest, weights, by_order)
         elif weights:
             raise ValueError(f"image_weights is for timm towers: name the file in the tower instead, open_clip:<model>/{weights}")
         else:
             clip = load_clip(name)
             self.trunk, self.preprocess = deepcopy(clip.model.visual).cpu(), clip.preprocess  # training must not change the shared CLIP
-        with torch.no_grad():
-            pixels = self.preprocess(_BLANK)[None]
-            tokens, vectors = self.eval()(pixels)
-        self.num_features, self.embed_dim = tokens.shape[-1], vectors.shape[-1]
-        self.grid = tuple(self._maps(pixels)[0].shape[-2:])
+        try:
+            with torch.no_grad():
+                maps, vectors = self.eval()._maps(self.preprocess(_BLANK)[None])
+            self.num_features, self.grid = maps.shape[1], tuple(maps.shape[2:])
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise ValueError(f"{name} gives no map of spatial features ({error}): choose another tower") from error
+        self.embed_dim = vectors.shape[-1]
 
     def __deepcopy__(self, memo):
         """A frozen tower is shared by the copies of a model (averages of weights are such copies)."""
@@ -85,9 +93,10 @@ class ImageTower(nn.Module):
     def _maps(self, pixels):
         """(last feature map [B, C, rows, columns], global vectors [B, D]) in one pass."""
         if self.name.startswith("timm:"):
-            last, maps = self.trunk.forward_intermediates(pixels, indices=1, norm=True)
-            return maps[-1], self.trunk.forward_head(last, pre_logits=True)
-        out = self.trunk.forward_intermediates(pixels, indices=1, normalize_intermediates=True)
+            last, maps = self.trunk.forward_intermediates(pixels, indices=1)
+            return _as_map(last, maps[-1]), self.trunk.forward_head(last, pre_logits=True)
+        plain = getattr(self.trunk, "attn_pool", None) is None  # CoCa's norm comes after its pooling
+        out = self.trunk.forward_intermediates(pixels, indices=1, normalize_intermediates=plain)
         return out["image_intermediates"][-1], out["image_features"]
 
     def forward(self, pixels):
@@ -103,26 +112,57 @@ class ImageTower(nn.Module):
         return digest.hexdigest()[:16]
 
 
-def _timm_trunk(model_name, weights):
+def _as_map(last, like):
+    """The final features of a timm model as a map [B, C, rows, columns], with the rows and columns of the map `like`.
+
+    They have passed the last norm and, in some networks, a last convolution that the intermediate maps lack.
+    """
+    grid = like.shape[-2:]
+    if last.ndim == 4:
+        return last if last.shape[-2:] == grid else last.permute(0, 3, 1, 2)  # some transformers put channels last
+    tokens = last[:, -grid.numel() :]  # class and register tokens come first
+    return tokens.transpose(1, 2).unflatten(2, grid) if tokens.shape[1] == grid.numel() else like
+
+
+def _timm_trunk(model_name, weights, by_order):
     """(timm model without its classifier, its evaluation transform)."""
     if not timm.is_model(model_name):
         raise ValueError(f"timm has no model {model_name!r}: timm.list_models('*{model_name[:6]}*') names some like it")
     try:
-        trunk = timm.create_model(model_name, pretrained=weights is None, num_classes=0)
+        trunk = timm.create_model(model_name, pretrained=weights is None)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"the weights of timm:{model_name} cannot be downloaded ({error}): give a local file as image_weights") from error
     if weights:
+        state = _read_checkpoint(weights)
         try:
-            state = load_file(weights) if str(weights).endswith(".safetensors") else torch.load(weights, map_location="cpu", weights_only=True)
-            state = dict(state.get("state_dict", state))
-        except Exception as error:  # torch and safetensors raise errors of their own
-            raise ValueError(f"image_weights {weights} cannot be read: {error}") from error
-        state = {k: v for k, v in state.items() if k in trunk.state_dict()}
-        missing = set(trunk.state_dict()) - set(state)
-        if missing:
-            raise ValueError(f"image_weights {weights} does not fit timm:{model_name}: it lacks {len(missing)} tensors, such as {min(missing)}")
-        try:
-            trunk.load_state_dict(state)
-        except RuntimeError as error:
+            state = _in_order(state, trunk.state_dict()) if by_order else state
+            trunk.reset_classifier(0)  # published weights may have another number of classes
+            wanted = trunk.state_dict().keys()
+            if missing := wanted - state.keys():
+                raise ValueError(f"it lacks {len(missing)} tensors, such as {min(missing)}" + ("" if by_order else "; if only names differ, set image_weights_by_order"))
+            trunk.load_state_dict({k: v for k, v in state.items() if k in wanted})
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"image_weights {weights} does not fit timm:{model_name}: {error}") from error
-    return trunk, timm.data.create_transform(**timm.data.resolve_model_data_config(trunk), is_training=False)
+    else:
+        trunk.reset_classifier(0)
+    config = timm.data.resolve_model_data_config(trunk) | {"crop_pct": 1.0, "crop_mode": "squash"}
+    return trunk, timm.data.create_transform(**config, is_training=False)
+
+
+def _read_checkpoint(path):
+    """{name: tensor} of a .safetensors file, or of one that torch saved, from which no code is run."""
+    try:
+        state = load_file(path) if str(path).endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state.get("state_dict", state))
+    except Exception as error:  # torch and safetensors raise errors of their own
+        raise ValueError(f"image_weights {path} cannot be read: {error}") from error
+
+
+def _in_order(state, own):
+    """The tensors of a checkpoint under the model's `own` names, matched by their order. Raises ValueError if a shape differs."""
+    if len(state) != len(own):
+        raise ValueError(f"it holds {len(state)} tensors, the network {len(own)}: they cannot be matched by order")
+    for (name, value), (wanted, like) in zip(state.items(), own.items()):
+        if value.shape != like.shape:
+            raise ValueError(f"by order, {name} {tuple(value.shape)} would become {wanted} {tuple(like.shape)}: it is another network")
+    return dict(zip(own, state.values()))

@@ -10,7 +10,8 @@ import time
 
 import open_clip
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -88,7 +89,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(groups, lr=config.lr)
         # pct_start of exactly 0.2 divides by 0 in a run of 5 steps
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, config.lr, total_steps=steps, pct_start=0.2 + 1e-9)
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema_decay))
 
     def epoch(self, batches, train, queries, sentences):
         """One pass over `batches` of (tokens or pixels, image indices). Returns the mean losses, scale and learning rate."""
@@ -133,6 +134,15 @@ class Trainer:
         return state["history"]
 
 
+def _moving_average(decay):
+    """An exponential moving average for AveragedModel; its decay rises to `decay`, so that a short run forgets its random start."""
+
+    def update(averaged, current, count):
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count.item()) / (10 + count.item())))
+
+    return update
+
+
 def sample_labels(targets, count):
     """Labels to decode in a step: every one that is positive in the batch, and `count` of the others (0: all of them).
 
@@ -146,9 +156,15 @@ def sample_labels(targets, count):
 
 
 def encode_sentences(split, labels, config):
-    """The text vector [M, S] of each image: its seen labels joined in one sentence, "a photo of sky, car and road"."""
-    names = labels.names
-    joined = [join_names([names[i] for i in row.nonzero().flatten()]) for row in split.targets[:, labels.seen_index]]
+    """The text vector [M, S] of each image: its seen labels joined in one sentence, "a photo of sky, car and road".
+
+    With label_embeddings, which know no sentences, it is the mean of the labels' vectors, scaled to length 1.
+    """
+    targets = split.targets[:, labels.seen_index]
+    if config.label_embeddings:
+        vectors = label_vectors(config, labels.seen)
+        return torch.cat([F.normalize(part.float() @ vectors, dim=-1) for part in targets.split(4096)])
+    joined = [join_names([labels.names[i] for i in row.nonzero().flatten()]) for row in targets]
     place = {sentence: i for i, sentence in enumerate(dict.fromkeys(joined))}  # equal label sets are encoded once
     vectors = encode_texts([config.prompt.replace("{}", sentence) for sentence in place], config.text_tower, config.device)
     return vectors[[place[sentence] for sentence in joined]]

@@ -113,7 +113,7 @@ def test_embeddings_come_in_the_order_asked_for(tmp_path):
 
 def test_embeddings_that_lack_a_name(tmp_path):
     np.savez(tmp_path / "e.npz", names=np.array(["a", "b"]), vectors=np.ones((2, 5)))
-    with pytest.raises(ValueError, match="no vector for 2 labels, such as x, y"):
+    with pytest.raises(ValueError, match="no vector for 2 labels: x, y"):
         load_label_embeddings(tmp_path / "e.npz", ["x", "a", "y"])
 
 

@@ -1,0 +1,228 @@
+"""Your own photos: both forms of the CSV, unseen labels, and the split into train and test."""
+
+import io
+import sys
+
+import pytest
+from PIL import Image
+
+from clipdec import load_data
+from data_prep import folder
+from data_prep.folder import read_table, split_labels, split_rows
+
+ROWS = [("a.jpg", ["cat", "dog"]), ("sub/b.jpg", ["dog"]), ("c, d.jpg", []), ("e.jpg", ["black cat"])]
+LIST = 'image,labels\na.jpg,cat;dog\nsub/b.jpg,dog\n"c, d.jpg",\ne.jpg,black cat\n'
+COLUMNS = 'image,cat,dog,black cat\na.jpg,1,1,0\nsub/b.jpg,0,1,0\n"c, d.jpg",0,0,0\ne.jpg,0,0,1\n'
+
+FORMS = {
+    "a list": LIST,
+    "columns": COLUMNS,
+    "a byte-order mark": "\ufeff" + LIST,
+    "columns after a byte-order mark": "\ufeff" + COLUMNS,
+    "CRLF": LIST.replace("\n", "\r\n"),
+    "Windows separators": LIST.replace("sub/b", "sub\\b"),
+    "blank lines": LIST.replace("\n", "\n\n") + "\n,\n  ,\n",
+    "no end of the last line": LIST[:-1],
+    "spaces": 'image , labels\n a.jpg , cat ; dog\nsub/b.jpg, dog;\n"c, d.jpg", ; \ne.jpg,black cat\n',
+    "labels before the image": 'labels,image\ncat;dog,a.jpg\ndog,sub/b.jpg\n,"c, d.jpg"\nblack cat,e.jpg\n',
+    "a label twice": LIST.replace("cat;dog", "cat;dog;cat"),
+}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """table(text) reads the text as a CSV."""
+
+    def table(text):
+        (tmp_path / "labels.csv").write_text(text, encoding="utf8", newline="")
+        return read_table(tmp_path / "labels.csv")
+
+    return table
+
+
+# ---- the CSV ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_is_read_in_every_form(table, form):
+    assert table(FORMS[form]) == ROWS
+
+
+def test_a_label_may_hold_a_comma_in_quotes(table):
+    assert table('image,labels\na.jpg,"cat, black;dog"\n') == [("a.jpg", ["cat, black", "dog"])]
+    assert table('image,"cat, black"\na.jpg,1\n') == [("a.jpg", ["cat, black"])]
+
+
+def test_names_in_other_scripts_are_kept(table):
+    assert table("image,labels\nfü.jpg,猫;naïve\n") == [("fü.jpg", ["猫", "naïve"])]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("image,cat\na.jpg,1\nb.jpg,2\n", "labels.csv, line 3: column 'cat' holds '2', not 0 or 1"),
+        ("image,cat\na.jpg,\n", "line 2: column 'cat' holds '', not 0 or 1"),
+        ("image,cat\na.jpg,yes\n", "line 2: column 'cat' holds 'yes'"),
+        ("image,cat\na.jpg,1.0\n", "line 2: column 'cat' holds '1.0'"),
+        ("image,labels,cat\na.jpg,dog,1\n", "line 2: column 'labels' holds 'dog'"),
+        ("", "the first line must name the columns"),
+        ("a.jpg,cat\n", "the first line must name the columns"),
+        ("image\na.jpg\n", "the first line must name the columns"),
+        ("image;labels\na.jpg;cat\n", "the first line must name the columns"),
+        ("image,cat,cat\na.jpg,1,0\n", "repeated columns: 'cat'"),
+        ("image,cat,\na.jpg,1,0\n", "empty or repeated columns: ''"),
+        ("image,labels\na.jpg,cat\n\nb, c.jpg,cat\n", "line 4: 3 cells where the first line has 2; quote a cell"),
+        ("image,labels\na.jpg\n", "line 2: 1 cells"),
+        ("image,labels\na.jpg,cat\nb.jpg,cat\na.jpg,dog\n", "a.jpg stands in lines 2 and 4"),
+        ("image,labels\nx/a.jpg,cat\nx\\a.jpg,dog\n", "x/a.jpg stands in lines 2 and 3"),
+    ],
+)
+def test_a_wrong_line_is_named(table, text, message):
+    with pytest.raises(ValueError, match=message):
+        table(text)
+
+
+# ---- unseen labels ----------------------------------------------------------------------------------------------
+
+NAMES = [f"label {i:02}" for i in range(20)]
+
+
+def test_a_list_names_the_unseen_labels(tmp_path):
+    (tmp_path / "unseen.txt").write_text("# held back\nlabel 07\n\nlabel 03\n")
+    seen, unseen = split_labels(NAMES, tmp_path / "unseen.txt", None, 0)
+    assert unseen == ["label 03", "label 07"] and seen == [name for name in NAMES if name not in unseen]
+
+
+@pytest.mark.parametrize("name, hint", [("Label 07", ": did you mean 'label 07'?"), ("xyz", "")])
+def test_an_unknown_unseen_name_is_an_error(tmp_path, name, hint):
+    (tmp_path / "unseen.txt").write_text(f"label 03\n{name}\n")
+    with pytest.raises(ValueError) as error:
+        split_labels(NAMES, tmp_path / "unseen.txt", None, 0)
+    assert str(error.value).endswith(f"lists {name!r}, which no image carries{hint}")
+
+
+@pytest.mark.parametrize("share, count", [(0.2, 4), (0.01, 1), (0.5, 10), (0.95, 19)])
+def test_a_share_of_the_labels_is_held_out(share, count):
+    seen, unseen = split_labels(NAMES, None, share, 0)
+    assert len(unseen) == count and sorted(seen + unseen) == NAMES and unseen == sorted(unseen)
+
+
+def test_the_seed_draws_the_labels():
+    drawn = [split_labels(NAMES, None, 0.2, seed) for seed in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1] and len({tuple(unseen) for _, unseen in drawn}) == 3
+
+
+def test_some_labels_must_be_seen():
+    with pytest.raises(ValueError, match="every label is unseen"):
+        split_labels(NAMES, None, 1.0, 0)
+
+
+# ---- train and test ---------------------------------------------------------------------------------------------
+
+MANY = [(f"{i}.jpg", [NAMES[i % 10]] + [NAMES[19]] * (i % 7 == 0)) for i in range(100)]  # 15 images carry label 19
+
+
+@pytest.mark.parametrize("share, count", [(0, 0), (0.2, 17), (0.5, 42)])
+def test_every_image_with_an_unseen_label_is_in_test(share, count):
+    rows = split_rows(MANY, [NAMES[19]], share, 0)
+    hidden = [row for row in MANY if NAMES[19] in row[1]]
+    assert len(hidden) == 15 and all(row in rows["test"] for row in hidden)
+    assert len(rows["test"]) == 15 + count and sorted(rows["train"] + rows["test"]) == sorted(MANY)
+
+
+def test_the_seed_draws_test():
+    drawn = [split_rows(MANY, [NAMES[19]], 0.2, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
+
+
+# ---- the script -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """script(table, options) prepares the photos 0.jpg to 9.jpg and opens the result."""
+    (tmp_path / "photos").mkdir()
+    for i in range(10):
+        Image.new("RGB", (16, 12), (20 * i, 0, 0)).save(tmp_path / "photos" / f"{i}.jpg")
+
+    def script(text, *options):
+        (tmp_path / "labels.csv").write_text(text)
+        arguments = ["--images", str(tmp_path / "photos"), "--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["folder", *arguments, "--workers", "1", *options])
+        folder.main()
+        return load_data(tmp_path / "out")
+
+    return script
+
+
+TEXT = "image,labels\n" + "".join(f"{i}.jpg,{'bird' if i < 3 else 'cat;dog' if i < 6 else 'cat'}\n" for i in range(10))
+
+
+def names(split):
+    return [cell["path"] for cell in split.rows["image"]]
+
+
+def test_the_script_prepares_a_folder(script, tmp_path):
+    (tmp_path / "unseen.txt").write_text("bird\n")
+    data = script(TEXT, "--unseen", str(tmp_path / "unseen.txt"), "--val", "0.4", "--test", "0.29")
+    assert (data.labels.seen, data.labels.unseen) == (["cat", "dog"], ["bird"])
+    assert (len(data.train), len(data.val), len(data.test)) == (3, 2, 5)  # 0.29 * 7 is nearly 2, 0.4 * 5 is 2
+    assert {"0.jpg", "1.jpg", "2.jpg"} < set(names(data.test))
+    assert sorted(names(data.train) + names(data.val) + names(data.test)) == [f"{i}.jpg" for i in range(10)]
+    for split in (data.train, data.val, data.test):
+        for i, name in enumerate(names(split)):
+            number = int(name[0])
+            assert split.targets[i].tolist() == [number >= 3, 3 <= number < 6, number < 3]
+            assert abs(split.image(i).getpixel((5, 5))[0] - 20 * number) < 4
+
+
+def test_no_training_photo_shows_an_unseen_label(script):
+    data = script(TEXT, "--hold-out", "0.34", "--seed", "3", "--val", "0.4")
+    assert data.info["train_showing_unseen"] == 0 and data.test.targets[:, data.labels.unseen_index].any()
+
+
+def test_a_few_photos_are_enough(script):
+    """A tenth of four train images is no image: val is empty."""
+    data = script(TEXT, "--hold-out", "0.1", "--test", "0.5")
+    assert len(data.train) + len(data.val) + len(data.test) == 10
+
+
+def test_a_missing_photo_is_left_out(script, tmp_path, capsys):
+    script(TEXT + "none.jpg,cat\n", "--hold-out", "0.34", "--val", "0.4")
+    assert "left out: 1 (1 missing)" in capsys.readouterr().out
+    assert "none.jpg,missing" in (tmp_path / "out" / "left_out.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        (TEXT + "../secret.jpg,cat\n", ("--hold-out", "0.34"), "outside its folder"),
+        (TEXT + "..\\secret.jpg,cat\n", ("--hold-out", "0.34"), "outside its folder"),
+        (TEXT + "/secret.jpg,cat\n", ("--hold-out", "0.34"), "outside its folder"),
+        (TEXT + "x.jpg\n", ("--hold-out", "0.34"), "line 12: 1 cells"),
+        (TEXT, ("--hold-out", "1"), "every label is unseen"),
+        (TEXT, ("--unseen", "none.txt"), "none.txt"),
+        ("image,labels\n0.jpg,\n1.jpg,\n", ("--hold-out", "0.2"), "folder: "),
+        ("image,labels\n", ("--hold-out", "0.2"), "folder: "),
+    ],
+    ids=["upwards", "upwards on Windows", "absolute", "cells", "all unseen", "no list", "no label", "no line"],
+)
+def test_an_error_is_a_message(script, tmp_path, text, options, message):
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "JPEG")
+    (tmp_path / "secret.jpg").write_bytes(data.getvalue())
+    with pytest.raises(SystemExit, match=message):
+        script(text, *options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("share", ["-0.5", "1.5", "nan"])
+def test_an_impossible_share_is_a_message(script, share):
+    with pytest.raises(SystemExit):
+        script(TEXT, "--hold-out", share)
+
+
+@pytest.mark.parametrize("share", ["-0.5", "1.5", "nan"])
+def test_an_impossible_share_of_test_is_a_message(script, share):
+    with pytest.raises(SystemExit):
+        script(TEXT, "--hold-out", "0.34", "--test", share)

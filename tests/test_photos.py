@@ -1,0 +1,443 @@
+"""Photos: what is read of an image file and how, what is left out, and how a data set of photos is divided."""
+
+import argparse
+import io
+import json
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from clipdec import load_data
+from clipdec.metrics import zsl_report
+from data_prep import photos
+from data_prep.photos import inside, make_row, open_photo, prepare
+from data_prep.writer import LeftOut
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encode(image, kind="PNG", **options):
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def picture(width, height):
+    """A smooth picture, different in each place."""
+    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    return Image.fromarray((255 * np.stack([x, y, (np.sin(9 * x) * np.cos(7 * y) + 1) / 2], axis=2)).astype(np.uint8))
+
+
+def quarters(corners, width, height):
+    """A picture of four colours: top left, top right, bottom left, bottom right."""
+    small = Image.new("RGB", (2, 2))
+    for i, colour in enumerate(corners):
+        small.putpixel((i % 2, i // 2), colour)
+    return small.resize((width, height), Image.NEAREST)
+
+
+def corners(image):
+    """The colours near the four corners, each channel rounded to 0 or 255."""
+    w, h = image.size
+    return [tuple(255 * (c > 127) for c in image.getpixel(p)) for p in ((5, 5), (w - 6, 5), (5, h - 6), (w - 6, h - 6))]
+
+
+def png(width, height, depth, kind, pixels):
+    """A PNG file written by hand, of a depth that Pillow does not write. pixels: the bytes of all rows."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    step = len(pixels) // height
+    rows = b"".join(b"\0" + pixels[i * step : (i + 1) * step] for i in range(height))
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def reason(data, size=100):
+    with pytest.raises(LeftOut) as error:
+        open_photo(data, size)
+    return error.value.args[0]
+
+
+# ---- upright and RGB --------------------------------------------------------------------------------------------
+
+# Where the corners of the upright picture are stored (top left, top right, bottom left, bottom right), after the Exif standard:
+# 6 is "row 0 is the right side, column 0 the top", so the first stored pixel is the top right corner.
+STORED = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "bdac", 7: "dbca", 8: "cadb"}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_is_applied(orientation, kind):
+    colour = {"a": RED, "b": GREEN, "c": BLUE, "d": WHITE}
+    shape = (60, 40) if orientation < 5 else (40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = quarters([colour[x] for x in STORED[orientation]], *shape)
+    image = open_photo(encode(stored, kind, exif=exif, quality=95), 100)
+    assert image.size == (60, 40) and corners(image) == [RED, GREEN, BLUE, WHITE]
+
+
+def palette(transparent):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([*BLUE, *RED])
+    return encode(image, transparency=1) if transparent else encode(image)
+
+
+ALIKE = {  # (file, the one colour it shows)
+    "grey": (encode(Image.new("L", (8, 8), 77)), (77, 77, 77)),
+    "grey, opaque": (encode(Image.new("LA", (8, 8), (77, 255))), (77, 77, 77)),
+    "grey, transparent": (encode(Image.new("LA", (8, 8), (77, 0))), WHITE),
+    "grey with a transparent value": (encode(Image.new("L", (8, 8), 77), transparency=77), WHITE),
+    "black and white": (encode(Image.new("1", (8, 8), 1)), WHITE),
+    "palette": (palette(False), RED),
+    "palette, transparent": (palette(True), WHITE),
+    "RGB": (encode(Image.new("RGB", (8, 8), (1, 2, 3))), (1, 2, 3)),
+    "RGB with a transparent colour": (encode(Image.new("RGB", (8, 8), RED), transparency=RED), WHITE),
+    "RGBA, opaque": (encode(Image.new("RGBA", (8, 8), (*RED, 255))), RED),
+    "RGBA, half transparent": (encode(Image.new("RGBA", (8, 8), (*RED, 128))), (255, 127, 127)),  # 255 * (1 - 128 / 255)
+    "RGBA, transparent": (encode(Image.new("RGBA", (8, 8), (*RED, 0))), WHITE),
+    "WebP, transparent": (encode(Image.new("RGBA", (8, 8), (*RED, 0)), "WEBP", lossless=True, exact=True), WHITE),
+    "GIF": (encode(Image.new("RGB", (8, 8), RED), "GIF"), RED),
+    "BMP": (encode(Image.new("RGB", (8, 8), RED), "BMP"), RED),
+    "TIFF": (encode(Image.new("RGB", (8, 8), RED), "TIFF"), RED),
+    "16 bits, RGB": (png(2, 2, 16, 2, struct.pack(">3H", 0xC812, 0x64FF, 0x0A00) * 4), (200, 100, 10)),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_every_kind_of_pixel_becomes_rgb(name):
+    data, colour = ALIKE[name]
+    image = open_photo(data, 100)
+    assert image.mode == "RGB" and image.getcolors() == [(image.width * image.height, colour)]
+
+
+@pytest.mark.parametrize("ink, colour", [((0, 255, 255, 0), RED), ((255, 0, 255, 0), GREEN), ((0, 0, 0, 0), WHITE), ((0, 0, 0, 255), (0, 0, 0))])
+def test_a_cmyk_jpeg_keeps_its_colours(ink, colour):
+    image = open_photo(encode(Image.new("CMYK", (40, 40), ink), "JPEG", quality=95), 100)
+    assert image.mode == "RGB" and corners(image) == [colour] * 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_high_byte(kind):
+    values = np.array([[0, 255, 256, 511], [12800, 32768, 65279, 65535]], np.uint16)
+    grey = np.asarray(open_photo(encode(Image.fromarray(values), kind), 100))
+    assert (grey == grey[..., :1]).all() and grey[..., 0].tolist() == [[0, 0, 1, 1], [50, 128, 254, 255]]
+
+
+def test_16_bit_pgm_keeps_its_high_byte():
+    data = b"P5 3 1 65535\n" + struct.pack(">3H", 0x00FF, 0x3200, 0xFFFF)
+    assert np.asarray(open_photo(data, 100))[0, :, 0].tolist() == [0, 50, 255]
+
+
+def test_a_progressive_jpeg_is_read():
+    image = picture(300, 200)
+    read = open_photo(encode(image, "JPEG", progressive=True, quality=95), 300)
+    assert np.abs(np.asarray(read, float) - np.asarray(image, float)).mean() < 3
+
+
+def test_of_several_pictures_the_first_is_read():
+    two = encode(Image.new("RGB", (40, 30), RED), "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30), BLUE)])
+    assert Image.open(io.BytesIO(two)).format == "MPO"
+    assert corners(open_photo(two, 100)) == [RED] * 4
+
+
+# ---- size -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    "shape, small", [((400, 300), (133, 100)), ((300, 400), (100, 133)), ((1600, 1200), (133, 100)), ((500, 500), (100, 100)), ((101, 250), (100, 248))]
+)
+def test_the_short_side_gets_the_size(kind, shape, small):
+    image = open_photo(encode(picture(*shape), kind), 100)
+    assert min(image.size) == 100 and np.abs(np.subtract(image.size, small)).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (100, 100), (100, 900), (1, 1), (1, 2000), (2000, 1)])
+def test_small_photos_are_not_enlarged(shape):
+    assert open_photo(encode(picture(*shape), "JPEG"), 100).size == shape
+
+
+@pytest.mark.parametrize("shape, small", [((20, 2000), (10, 1000)), ((2000, 20), (1000, 10))])
+def test_long_photos_stay_long(shape, small):
+    assert open_photo(encode(picture(*shape), "JPEG"), 10).size == small
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_looks_as_if_decoded_whole(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(picture(2000, 1500), "JPEG", quality=95, exif=exif)
+    read = open_photo(data, 100)
+    whole = Image.open(io.BytesIO(data)).convert("RGB")
+    whole = (whole.rotate(-90, expand=True) if orientation == 6 else whole).resize(read.size, Image.BICUBIC)
+    difference = np.abs(np.asarray(read, float) - np.asarray(whole, float))
+    assert difference.mean() < 1 and difference.max() < 12
+
+
+# ---- what is left out -------------------------------------------------------------------------------------------
+
+JPEG = encode(picture(400, 300), "JPEG")
+PROGRESSIVE = encode(picture(400, 300), "JPEG", progressive=True)
+
+
+def test_an_empty_file_is_left_out():
+    assert reason(b"") == "empty"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"an apple\n",
+        b"\0" * 1000,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        encode(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"),
+    ],
+    ids=["text", "zeros", "EPS", "SVG", "float TIFF"],
+)
+def test_what_is_no_photo_is_left_out(data):
+    assert reason(data) == "unreadable"
+
+
+@pytest.mark.parametrize("data", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("cut", [0.01, 0.1, 0.3, 0.5, 0.9, 0.99, -200, -10, -3, -2, -1], ids=str)
+def test_a_truncated_jpeg_is_left_out(data, cut):
+    open_photo(data, 100)
+    assert reason(data[: cut if cut < 0 else int(cut * len(data))]) in ("truncated", "unreadable")
+
+
+@pytest.mark.parametrize("data", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
+def test_a_jpeg_whose_second_half_is_zeros_is_truncated(data):
+    assert reason(data[: len(data) // 2] + b"\0" * (len(data) // 2)) == "truncated"
+
+
+def test_a_cut_jpeg_with_a_whole_thumbnail_is_truncated():
+    """The end of the thumbnail is not the end of the photo."""
+    app = b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail := b"Thumb\0" + encode(picture(40, 30), "JPEG"))) + thumbnail
+    data = JPEG[:2] + app + JPEG[2:]
+    assert open_photo(data, 1000).size == (400, 300)
+    assert reason(data[:-2]) == "truncated"
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 99, b"some text", b"\xff\xda \xff\xda"], ids=["zeros", "text", "a video"])
+def test_what_follows_the_end_of_a_jpeg_does_not_matter(tail):
+    """Phones append a short video to a photo; any bytes may be in it."""
+    assert open_photo(JPEG + tail, 100).tobytes() == open_photo(JPEG, 100).tobytes()
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.3, 0.5, 0.9])
+def test_a_truncated_png_is_left_out(cut):
+    data = encode(picture(400, 300))
+    assert reason(data[: int(cut * len(data))]) in ("truncated", "unreadable")
+
+
+def test_a_damaged_png_is_left_out():
+    data = bytearray(encode(picture(400, 300)))
+    data[len(data) // 2] ^= 0xFF
+    assert reason(bytes(data)) == "unreadable"
+
+
+@pytest.mark.parametrize("side", [120, 150], ids=["above the limit, a warning", "above twice the limit, an error"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_decompression_bomb_is_left_out(monkeypatch, side, kind):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)  # 120 * 120 is 1.44 times as much, 150 * 150 is 2.25 times
+    assert open_photo(encode(picture(90, 90), kind), 50).size == (50, 50)
+    assert reason(encode(picture(side, side), kind)) == "too large"
+
+
+def test_compressed_text_in_a_png_is_no_bomb():
+    """Pillow refuses text chunks that grow too large when they are opened."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("note", "x" * 2_000_000, zip=True)
+    assert reason(encode(picture(40, 40), pnginfo=text)) == "unreadable"
+
+
+# ---- a row ------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_holds_a_small_jpeg(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(picture(80, 60)))
+    row = make_row(("x/a.png", str(tmp_path / "a.png"), [1, 4]), 30)
+    stored = Image.open(io.BytesIO(row["image"]["bytes"]))
+    assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (40, 30))
+    assert row["image"]["path"] == "x/a.png" and row["labels"] == [1, 4]
+
+
+def test_a_row_is_made_of_bytes_too(tmp_path):
+    data = encode(picture(80, 60))
+    (tmp_path / "a.png").write_bytes(data)
+    assert make_row(("a", data, [0]), 30) == make_row(("a", str(tmp_path / "a.png"), [0]), 30)
+
+
+@pytest.mark.parametrize("name, why", [("none.jpg", "missing"), ("folder.jpg", "unreadable")])
+def test_a_row_without_a_file_is_left_out(tmp_path, name, why):
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(LeftOut) as error:
+        make_row((name, str(tmp_path / name), [0]), 30)
+    assert error.value.args[0] == why
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a/b/c.jpg", "./a.jpg", "..a.jpg"])
+def test_names_inside_the_folder_are_allowed(tmp_path, name):
+    assert inside(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "a/../../b.jpg", "a/..", "/etc/a.jpg", "..\\a.jpg", "a\\b.jpg", "", "."])
+def test_names_outside_the_folder_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="outside its folder"):
+        inside(tmp_path, name)
+
+
+# ---- a data set -------------------------------------------------------------------------------------------------
+
+SEEN, UNSEEN = ["ash", "birch"], ["cedar"]
+TRAIN = {"t0": ["ash"], "t1": [], "t2": ["cedar"], "t3": ["birch", "cedar"], "t4": ["birch", "ash"], "t5": ["elm"], "t6": ["elm", "ash"]}
+TEST = {"e0": ["ash"], "e1": [], "e2": ["cedar"], "e3": ["cedar", "birch"], "e4": ["elm"]}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder of photos, a grey of its own in each."""
+    (tmp_path / "root").mkdir()
+    for i, name in enumerate([*TRAIN, *TEST]):
+        Image.new("L", (20, 20), 20 * i).save(tmp_path / "root" / name, "PNG")
+    return tmp_path / "root"
+
+
+def prepared(root, out="out", val=0.2, seed=0, train=TRAIN, test=TEST, **rest):
+    """The prepared data set."""
+    args = argparse.Namespace(out=root.parent / out, size=8, val=val, seed=seed, workers=1)
+    splits = {"train": list(train.items()), "test": list(test.items())}
+    prepare(args, splits, SEEN, UNSEEN, root=root, source="trees", licence="none", **rest)
+    return load_data(args.out)
+
+
+def contents(split):
+    """{name of the image: indices of its labels}."""
+    paths = [cell["path"] for cell in split.rows["image"]]
+    assert len(set(paths)) == len(paths)
+    return {path: row.nonzero().flatten().tolist() for path, row in zip(paths, split.targets)}
+
+
+def test_train_keeps_seen_labels_only(root):
+    data = prepared(root)
+    assert contents(data.train) | contents(data.val) == {"t0": [0], "t3": [1], "t4": [0, 1], "t6": [0]}
+    assert (len(data.train), len(data.val)) == (3, 1)  # 0.2 * 4 is nearly 1
+
+
+def test_test_keeps_every_image_and_all_its_labels(root):
+    assert contents(prepared(root).test) == {"e0": [0], "e1": [], "e2": [2], "e3": [1, 2], "e4": []}
+
+
+def test_each_name_goes_with_its_photo(root):
+    data = prepared(root)
+    for split in (data.train, data.val, data.test):
+        for i, name in enumerate(contents(split)):
+            assert split.image(i).getpixel((0, 0)) == (20 * [*TRAIN, *TEST].index(name),) * 3
+
+
+def test_what_training_is_not_told_is_counted(root, capsys):
+    info = prepared(root).info
+    assert info["train_without_seen_label"] == 3 and info["train_showing_unseen"] == 1  # t1, t2, t5; t3
+    assert "train: 3 images without a seen label are not used; 1 of the used ones also show an unseen label" in capsys.readouterr().out
+    assert info["source"] == "trees" and info["licence"] == "none"
+
+
+@pytest.mark.parametrize("keep, kept", [("all", {"zsl": 5, "gzsl": 5, "seen": 5}), ("relevant", {"zsl": 2, "gzsl": 3, "seen": 2})])
+def test_both_protocols_can_be_computed_from_test(root, keep, kept):
+    data = prepared(root)
+    report = zsl_report(torch.rand(5, 3), data.test.targets, data.labels, keep=keep)
+    assert report["protocol"]["images_kept"] == kept
+    assert all(0 < report[part]["map"] <= 100 for part in kept)
+
+
+MANY = {f"t{i % 7}": ["ash"] for i in range(7)}
+
+
+def test_the_seed_draws_val(root):
+    drawn = [frozenset(contents(prepared(root, f"out{i}", 0.43, seed, MANY).val)) for i, seed in enumerate([0, 0, 1, 2, 3, 4])]
+    assert drawn[0] == drawn[1] and len(set(drawn)) > 2 and {len(names) for names in drawn} == {3}
+
+
+@pytest.mark.parametrize("val, count", [(0.15, 1), (0.43, 3), (0.86, 6)])
+def test_val_is_a_share_of_train(root, val, count):
+    data = prepared(root, val=val, train=MANY)
+    assert len(data.val) == count and contents(data.train) | contents(data.val) == {name: [0] for name in MANY}
+
+
+def test_without_val_the_split_is_empty(root):
+    data = prepared(root, val=0, train=MANY)
+    assert (len(data.train), len(data.val)) == (7, 0)
+
+
+def test_missing_files_are_named_and_counted(root, capsys):
+    (root / "t0").unlink()
+    (root / "e1").unlink()
+    (root / "e2").write_bytes(b"")
+    data = prepared(root, val=0.5)
+    assert "left out: 3 (2 missing, 1 empty)" in capsys.readouterr().out
+    assert data.info["left_out"] == {"missing": 2, "empty": 1} and data.info["missing"] == 2
+    lines = (data.folder / "left_out.csv").read_text().splitlines()
+    assert len(lines) == 4 and any(line in lines for line in ("train,t0,missing,", "val,t0,missing,"))
+    assert "test,e1,missing," in lines and "test,e2,empty,0 bytes" in lines
+
+
+def test_more_missing_than_allowed_is_an_error(root):
+    (root / "e1").unlink()
+    with pytest.raises(ValueError, match="1 of 9 images"):
+        prepared(root, max_missing=10)
+    assert len(prepared(root, max_missing=12).test) == 4
+
+
+@pytest.mark.parametrize("splits", [{"train": {"t1": [], "t2": ["cedar"]}}, {"test": {}}])
+def test_an_empty_train_or_test_is_an_error(root, splits):
+    with pytest.raises(ValueError, match="both are needed"):
+        prepared(root, **splits)
+
+
+def test_other_labels_are_another_data_set(root):
+    prepared(root)
+    with pytest.raises(FileExistsError, match="other .*records"):
+        prepared(root, test=TEST | {"e0": ["birch"]})
+
+
+# ---- the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [["--size", "0"], ["--workers", "0"], ["--val", "1"], ["--val", "-0.1"]])
+def test_impossible_options_are_refused(monkeypatch, capsys, options):
+    monkeypatch.setattr(sys, "argv", ["x", *options])
+    called = []
+    with pytest.raises(SystemExit) as error:
+        photos.run(photos.parser("Trees.", "out"), called.append)
+    assert error.value.code == 2 and "must be at least 1" in capsys.readouterr().err and called == []
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [(KeyboardInterrupt(), "the same command goes on"), (ValueError("odd"), "x: odd"), (OSError(28, "No space left"), "No space left")],
+)
+def test_an_error_becomes_a_message(monkeypatch, error, message):
+    monkeypatch.setattr(sys, "argv", ["x"])
+    options = photos.parser("Trees.", "out")
+    options.prog = "x"
+
+    def fail(args):
+        raise error
+
+    with pytest.raises(SystemExit, match=message):
+        photos.run(options, fail)
+
+
+def test_info_is_plain_json(root):
+    prepared(root)
+    info = json.loads((root.parent / "out" / "labels.json").read_text(encoding="utf8"))
+    assert (info["seen"], info["unseen"], info["size"], info["seed"], info["val"]) == (SEEN, UNSEEN, 8, 0, 0.2)
