@@ -59,6 +59,8 @@ def split_labels(names, unseen_file, hold_out, seed):
                 close = difflib.get_close_matches(name, names, 1)
                 raise ValueError(f"{unseen_file} lists {name!r}, which no image carries" + (f": did you mean {close[0]!r}?" if close else ""))
     else:
+        if not 0 < hold_out < 1:
+            raise ValueError("--hold-out must be above 0 and below 1")
         unseen = random.Random(seed).sample(names, max(1, round(hold_out * len(names))))
     seen = [name for name in names if name not in set(unseen)]
     if not seen:

@@ -6,6 +6,7 @@ Its images are streamed: only those that are used are read, so a laptop can take
 local folder: of image or parquet files, or one that `save_to_disk` wrote.
 """
 
+import re
 from functools import reduce
 from pathlib import Path
 
@@ -19,21 +20,33 @@ from data_prep.folder import add_unseen_options, split_labels
 
 def open_split(dataset, config, revision, split):
     """One split as an IterableDataset."""
-    if (Path(dataset) / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(dataset)[split].to_iterable_dataset()
-    return datasets.load_dataset(dataset, config, revision=revision, split=split, streaming=True)
+    if not (Path(dataset) / "dataset_dict.json").is_file():
+        return datasets.load_dataset(dataset, config, revision=revision, split=split, streaming=True)
+    splits = datasets.load_from_disk(dataset)
+    if split not in splits:
+        raise ValueError(f"{dataset} has no split {split!r}: choose among {', '.join(splits)}")
+    return splits[split].to_iterable_dataset()
 
 
 def label_feature(features, column):
-    """The feature of one label in `column`, a list of labels; dots lead into a column of columns."""
+    """The feature of one label in `column`, a list of labels; dots lead into a column of columns, or a list of them."""
+    feature, listed = features, False
     try:
-        feature = reduce(lambda f, key: f[key] if isinstance(f, dict) else f.feature[key], column.split("."), features)
-        feature = feature[0] if isinstance(feature, list) else feature.feature
+        for key in column.split("."):
+            if not isinstance(feature, dict):
+                feature, listed = _item(feature), True
+            feature = feature[key]
+        feature = feature if listed else _item(feature)
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"there is no list of labels {column!r}: choose --labels-column among {', '.join(features)}") from None
     if not isinstance(feature, datasets.ClassLabel) and getattr(feature, "dtype", "") not in ("string", "large_string"):
         raise ValueError(f"the labels of {column!r} are {feature}, neither names nor classes with names: choose another --labels-column")
     return feature
+
+
+def _item(feature):
+    """The feature of the items of a list."""
+    return feature[0] if isinstance(feature, list) else feature.feature
 
 
 def read_labels(rows, column, limit):
@@ -67,7 +80,10 @@ class Images:
 
     def _read(self, path):
         """A file that the data set names, if it is on the hub or inside the data set's own folder."""
-        if not path.split("::")[-1].startswith("hf://") and self.folder not in Path(path).resolve().parents:
+        if path is None:
+            return b""
+        remote = re.fullmatch(r"(zip://[^:]*::)?hf://[^:]+", path)
+        if not remote and ("::" in path or "://" in path or self.folder not in Path(path).resolve().parents):
             raise ValueError(f"the data set names an image outside its folder: {path}")
         with fsspec.open(path, "rb") as file:
             return file.read()

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import random
+import re
 import sys
 import warnings
 from functools import partial
@@ -15,7 +16,9 @@ from PIL import Image, ImageOps
 
 from data_prep.writer import LeftOut, write
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")  # not EPS, which runs a program
+Image.init()
+FORMATS = [f for f in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM") if f in Image.OPEN]  # not EPS, which runs a program
+MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # of a JPEG's segments; the others belong to its compressed data
 QUALITY = 90  # of the JPEGs
 
 
@@ -34,11 +37,12 @@ def open_photo(data, size):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.format == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):  # libjpeg paints what is lost grey
-                raise LeftOut("truncated", "no end of the image after the start of its last scan")
+            if image.format in ("JPEG", "MPO") and not _has_end(data):  # libjpeg would paint what is lost
+                raise LeftOut("truncated", "the JPEG has no end")
             scale = min(1, 2 * size / min(image.size))
             image.draft(image.mode, (round(image.width * scale), round(image.height * scale)))  # a JPEG is decoded at a fraction
-            image = _eight_bits(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _eight_bits(image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise LeftOut("too large", str(error)) from None
         except LeftOut:
@@ -46,6 +50,14 @@ def open_photo(data, size):
         except Exception as error:  # Pillow's decoders raise errors of many kinds
             raise LeftOut("truncated" if "truncated" in str(error).lower() else "unreadable", str(error)) from None
     return ImageOps.cover(image, (size, size), Image.BICUBIC) if min(image.size) > size else image
+
+
+def _has_end(jpeg):
+    """Whether the segments of a JPEG lead to its end marker."""
+    found = MARKER.search(jpeg, 2)
+    while found and found[1] != b"\xd9":
+        found = MARKER.search(jpeg, found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big"))  # behind its segment
+    return bool(found)
 
 
 def _eight_bits(image):
@@ -57,7 +69,7 @@ def _eight_bits(image):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def make_row(item, size):

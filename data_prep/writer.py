@@ -46,23 +46,30 @@ def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_mis
         process is writing `out`.
     """
     out = Path(out)
+    partial = out.with_name(out.name + ".partial")
     if ready := _ready(out, info, replace):
         return ready
-    partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(partial / ".lock", timeout=10):
+            if ready := _ready(out, info, replace):  # made by the process that was waited for
+                shutil.rmtree(partial)
+                return ready
             _resume(partial, info)
             total = sum(map(len, splits.values())) + len(left_out)
             _report(partial, left_out, total, max_missing)
             _write_shards(partial, splits, make, workers, load)
             kept, left = _collect(partial, splits)
-            _report(partial, left := [*left_out, *left], total, max_missing)
-            reasons = dict(Counter(entry[2] for entry in left).most_common())
+            try:
+                _report(partial, [*left_out, *left], total, max_missing)
+            except ValueError:
+                _forget(partial, splits)
+                raise
+            reasons = dict(Counter(reason for _, _, reason, _ in [*left_out, *left]).most_common())
             _write_whole(partial / "labels.json", json.dumps(info | {"images": kept, "left_out": reasons}, ensure_ascii=False, indent=1))
-            _clean(partial)
             shutil.rmtree(out, ignore_errors=True)
             partial.rename(out)
+            _clean(out)
     except Timeout:
         raise BlockingIOError(f"another process is writing {out}: wait for it, or stop it") from None
     print(f"{out.name}: {summary(kept, reasons)}")
@@ -105,7 +112,7 @@ def _resume(partial, info):
 def _shards(partial, splits):
     """(split, path, items) of every shard, in order."""
     for split, items in splits.items():
-        count = -(-len(items) // SHARD)
+        count = max(1, -(-len(items) // SHARD))  # `datasets` opens no split without a file
         for i in range(count):
             yield split, partial / split / f"data-{i:05}-of-{count:05}.arrow", items[i * SHARD : (i + 1) * SHARD]
 
@@ -209,11 +216,18 @@ def _report(partial, left, total, max_missing):
         )
 
 
-def _clean(partial):
-    """Remove what only the work needed, also the half-written files of a worker that was killed."""
-    for path in [partial / "plan.json", partial / ".lock", *partial.glob("*/data-*")]:
-        if path.suffix != ".arrow":
+def _forget(partial, splits):
+    """Remove the shards with images that could not be read: they may be repaired before the next call."""
+    for _, path, _ in _shards(partial, splits):
+        if json.loads(path.with_suffix(".json").read_text(encoding="utf8"))["left_out"]:
             path.unlink()
+
+
+def _clean(folder):
+    """Remove what only the work needed, also the half-written files of a worker that was killed."""
+    for path in [folder / "plan.json", folder / ".lock", *folder.glob("*/data-*")]:
+        if path.suffix != ".arrow":
+            path.unlink(missing_ok=True)
 
 
 def _write_whole(path, text):

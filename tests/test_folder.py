@@ -112,9 +112,16 @@ def test_the_seed_draws_the_labels():
     assert drawn[0] == drawn[1] and len({tuple(unseen) for _, unseen in drawn}) == 3
 
 
-def test_some_labels_must_be_seen():
+@pytest.mark.parametrize("share", [-0.5, 0.0, 1.0, 1.5])
+def test_a_share_is_between_0_and_1(share):
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        split_labels(NAMES, None, share, 0)
+
+
+def test_some_labels_must_be_seen(tmp_path):
+    (tmp_path / "all.txt").write_text("\n".join(NAMES))
     with pytest.raises(ValueError, match="every label is unseen"):
-        split_labels(NAMES, None, 1.0, 0)
+        split_labels(NAMES, tmp_path / "all.txt", None, 0)
 
 
 # ---- train and test ---------------------------------------------------------------------------------------------
@@ -200,7 +207,7 @@ def test_a_missing_photo_is_left_out(script, tmp_path, capsys):
         (TEXT + "..\\secret.jpg,cat\n", ("--hold-out", "0.34"), "outside its folder"),
         (TEXT + "/secret.jpg,cat\n", ("--hold-out", "0.34"), "outside its folder"),
         (TEXT + "x.jpg\n", ("--hold-out", "0.34"), "line 12: 1 cells"),
-        (TEXT, ("--hold-out", "1"), "every label is unseen"),
+        (TEXT, ("--hold-out", "1"), "above 0 and below 1"),
         (TEXT, ("--unseen", "none.txt"), "none.txt"),
         ("image,labels\n0.jpg,\n1.jpg,\n", ("--hold-out", "0.2"), "folder: "),
         ("image,labels\n", ("--hold-out", "0.2"), "folder: "),

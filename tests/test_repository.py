@@ -3,6 +3,7 @@
 import ast
 import io
 import tokenize
+import typing
 from dataclasses import fields
 from pathlib import Path
 
@@ -59,9 +60,8 @@ def test_the_parameters_are_those_of_config():
     found = {}
     for node in ast.parse(parameters_cell()).body:
         assert isinstance(node, ast.AnnAssign), f"line {node.lineno}: one `name: type = value` a line"
-        found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
-    types = {f.name: f.type.__name__ if isinstance(f.type, type) else str(f.type) for f in fields(Config)}
-    assert found == {f.name: (types[f.name], f.default) for f in fields(Config)}
+        found[node.target.id] = (eval(ast.unparse(node.annotation), {"Optional": typing.Optional}), ast.literal_eval(node.value))
+    assert found == {f.name: (f.type, f.default) for f in fields(Config)}
     assert list(found) == [f.name for f in fields(Config)]
 
 
