@@ -168,7 +168,8 @@ def test_image_weights_are_for_timm(tmp_path):
 # ---- timm -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_name", ["test_vit", "resnet10t"])
+# a ViT with a class token, networks whose last stage is followed by a convolution, channels last, tokens without a norm of intermediates
+@pytest.mark.parametrize("model_name", ["test_vit", "resnet10t", "mobilenetv3_small_050", "test_efficientnet", "swin_tiny_patch4_window7_224", "hiera_tiny_224"])
 def test_timm_from_a_file(model_name, tmp_path):
     model, path = timm_file(model_name, tmp_path)  # with its classifier, as published weights have one
     tower = ImageTower(f"timm:{model_name}", path)
@@ -176,10 +177,60 @@ def test_timm_from_a_file(model_name, tmp_path):
     tokens, vectors = tower(x)
     with torch.no_grad():
         features = model.forward_features(x)
-        expected = features[:, model.num_prefix_tokens :] if features.ndim == 3 else features.flatten(2).mT
+        if features.ndim == 3:
+            expected = features[:, getattr(model, "num_prefix_tokens", 0) :]
+        else:
+            expected = features.flatten(1, 2) if model_name.startswith("swin") else features.flatten(2).mT
         torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(vectors, model.forward_head(features, pre_logits=True), rtol=0, atol=1e-5)
     assert tokens.shape == (1, tower.grid[0] * tower.grid[1], tower.num_features) and tower.num_features == model.num_features
+
+
+def test_the_preprocessing_is_the_towers_own_and_keeps_the_whole_image(tmp_path):
+    _, path = timm_file("resnet10t", tmp_path)
+    tower = ImageTower("timm:resnet10t", path)
+    config = timm.data.resolve_model_data_config(tower.trunk)
+    photo = Image.new("RGB", (400, 100), "white")
+    photo.paste((255, 0, 0), (0, 0, 40, 100))  # what a centre crop would cut off
+    pixels = tower.preprocess(photo)
+    assert pixels.shape == config["input_size"]
+    mean, std = (torch.tensor(config[k])[:, None] for k in ("mean", "std"))
+    middle = config["input_size"][1] // 2
+    torch.testing.assert_close(pixels[:, middle, [3, -3]], (torch.tensor([[1.0, 1], [0, 1], [0, 1]]) - mean) / std, rtol=0, atol=1e-5)
+
+
+def test_open_clip_keeps_the_whole_image(small_clips):
+    path = small_clips["clipdec-test-vit"][1]
+    photo = Image.new("RGB", (400, 100), "white")
+    photo.paste((0, 0, 0), (0, 0, 40, 100))
+    pixels = load_clip(f"open_clip:clipdec-test-vit/{path}").preprocess(photo)
+    assert pixels.shape == (3, 32, 32) and (pixels[:, 16, 0] < pixels[:, 16, -1]).all()
+
+
+def test_a_network_without_a_map_of_features_is_named(tmp_path):
+    _, path = timm_file("crossvit_tiny_240", tmp_path)
+    with pytest.raises(ValueError, match="timm:crossvit_tiny_240 gives no map of spatial features"):
+        ImageTower("timm:crossvit_tiny_240", path)
+
+
+def test_weights_by_order(tmp_path):
+    model, path = timm_file("resnet10t", tmp_path)
+    renamed = {f"layer{i:03}": v for i, v in enumerate(model.state_dict().values())}
+    torch.save(renamed, tmp_path / "renamed.pth")  # as it is in the network's order; safetensors sorts names
+    with pytest.raises(ValueError, match="lacks .* if only names differ, set image_weights_by_order"):
+        ImageTower("timm:resnet10t", tmp_path / "renamed.pth")
+    assert ImageTower("timm:resnet10t", tmp_path / "renamed.pth", by_order=True).key == ImageTower("timm:resnet10t", path).key
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda items: items[:-1], "holds .* tensors, the network .*: they cannot be matched by order"),
+    (lambda items: items[1:] + items[:1], "by order, .* would become .*: it is another network"),
+])  # fmt: skip
+def test_weights_whose_order_does_not_fit(tmp_path, change, message):
+    model, _ = timm_file("resnet10t", tmp_path)
+    torch.save(dict(change([(f"x.{k}", v) for k, v in model.state_dict().items()])), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=message):
+        ImageTower("timm:resnet10t", tmp_path / "other.pth", by_order=True)
 
 
 def test_timm_checkpoints_of_torch(tmp_path):
