@@ -52,7 +52,7 @@ def read_split(root, split, year, known, limit):
 
 
 def main():
-    options = photos.parser(__doc__, "data/coco-48-17")
+    options = photos.parser(__doc__)
     options.add_argument("--root", required=True, help="COCO's folder")
     options.add_argument("--split", choices=LISTS, default="48/17", help="seen/unseen classes")
     options.add_argument("--year", choices=("2014", "2017"), default="2017", help="which of COCO's files")

@@ -140,10 +140,10 @@ def _find(plan, root):
 
 # ---- the command line -------------------------------------------------------------------------------------------
 
-def parser(doc, out):
+def parser(doc, out=None):
     """An ArgumentParser with the options that all scripts share."""
     options = argparse.ArgumentParser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    options.add_argument("--out", default=out, help="folder to write")
+    options.add_argument("--out", default=out, required=out is None, help="folder to write")
     options.add_argument("--size", type=int, default=256, help="short side of the stored images, px")
     options.add_argument("--val", type=float, default=0.1, help="share of the train images that becomes val")
     options.add_argument("--seed", type=int, default=0, help="seed of every random choice")
