@@ -1,9 +1,9 @@
-# make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.
+# make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 
-.PHONY: demo test data lab clean
+.PHONY: demo test bench data lab clean
 .DELETE_ON_ERROR:
 
 demo: data
@@ -12,6 +12,9 @@ demo: data
 
 test: $(VENV)/.installed-test data
 	$(BIN)/python -m pytest --nbval
+
+bench: $(VENV)/.installed-test data
+	$(BIN)/python -m benchmarks
 
 data: $(VENV)/.installed
 	$(BIN)/python -m data_prep.emoji_scenes --out data/emoji

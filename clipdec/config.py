@@ -35,6 +35,7 @@ class Config:
     beta: float = 1.0
     ema_decay: float = 0.99
     label_samples: int = 32
+    weight_samples: bool = False
     amp: bool = False
     num_workers: int = 0
     seed: int = 0

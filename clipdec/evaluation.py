@@ -34,13 +34,13 @@ def predict(model, split, queries, tokens=None, batch_size=64, num_workers=0):
     `tokens` [M, N, C] of the split save encoding its images again.
     """
     device = next(model.parameters()).device
-    model, queries = model.eval(), queries.to(device)
+    labels = model.eval().decoder.prepare(queries.to(device))  # once for all images
     if tokens is None:
         model.tower.to(device).eval()
         batches = (model.tokens(pixels.to(device)) for pixels, *_ in DataLoader(Pixels(split, model.tower.preprocess), batch_size, num_workers=num_workers))
     else:
         batches = (part.to(device) for part in tokens.split(batch_size))
-    parts = [model(batch, queries).float().cpu() for batch in batches]
+    parts = [model(batch, labels).float().cpu() for batch in batches]
     return torch.cat(parts) if parts else torch.empty(0, len(queries))
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05):
+def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, weights=None):
     """L_c, the asymmetric loss of Ridnik et al., ICCV 2021: summed over labels, mean over images.
 
     With p = sigmoid(logit) and p_m = max(p - clip, 0), a positive costs -(1 - p)^gamma_pos log p
@@ -15,6 +15,7 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05):
         logits, targets: [B, L]; targets 0 or 1.
         gamma_neg, gamma_pos: focusing exponents.
         clip: probability below which a negative costs nothing.
+        weights: [L], what the cost of each label is multiplied with, such as the labels that a sampled one stands for.
 
     Returns: scalar.
     """
@@ -24,7 +25,8 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05):
     positive = -F.logsigmoid(logits) * (1 - p) ** gamma_pos
     # log(1 - p_m); without clipping by logsigmoid, which stays exact where p rounds to 1
     negative = -(torch.log1p(-p_m) if clip else F.logsigmoid(-logits)) * p_m**gamma_neg
-    return torch.where(targets > 0, positive, negative).sum() / len(logits)
+    cost = torch.where(targets > 0, positive, negative)  # [B, L]
+    return (cost if weights is None else cost * weights).sum() / len(logits)
 
 
 def alignment_loss(image_vectors, text_vectors, logit_scale, targets=None):
@@ -57,10 +59,10 @@ class CombinedLoss(nn.Module):
         super().__init__()
         self.alpha, self.beta = alpha, beta
 
-    def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None):
-        """As the two losses; `label_sets` are the targets of `alignment_loss`, by default `targets`."""
+    def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None, weights=None):
+        """As the two losses; `label_sets` are the targets of `alignment_loss`, by default `targets`; `weights` those of L_c."""
         zero = logits.new_zeros(())
-        l_c = asymmetric_loss(logits, targets) if self.beta else zero
+        l_c = asymmetric_loss(logits, targets, weights=weights) if self.beta else zero
         label_sets = targets if label_sets is None else label_sets
         l_clip = alignment_loss(image_vectors, text_vectors, logit_scale, label_sets) if self.alpha else zero
         return self.alpha * l_clip + self.beta * l_c, l_c, l_clip

@@ -1,6 +1,11 @@
 """Average precision, precision/recall/F1 at K, and the zero-shot report. Figures of reports are in percent."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
+
+BLOCK = 32  # labels whose scores are sorted at a time
 
 
 def average_precision(scores, targets):
@@ -12,15 +17,21 @@ def average_precision(scores, targets):
     Returns: float64 [L] in 0..1, nan where a label has no positive.
     Raises: ValueError if the shapes differ or a score is not finite.
     """
-    scores, targets = _check(scores, targets)
-    order = scores.argsort(dim=0, descending=True)
-    ranked, hits = scores.gather(0, order), targets.gather(0, order).double()
-    rank = torch.arange(1, len(scores) + 1, device=scores.device)[:, None]
-    last = torch.cat([ranked[1:] != ranked[:-1], torch.ones_like(ranked[:1], dtype=torch.bool)])  # ends a group of ties
-    # the end of the group that a rank lies in: the nearest group end at or below it
-    end = torch.where(last, rank, len(scores)).flip(0).cummin(0).values.flip(0)
-    precision = hits.cumsum(0).gather(0, end - 1) / end
-    return (precision * hits).sum(0) / hits.sum(0)
+    scores, targets = (x.cpu().numpy() for x in _check(scores, targets))
+    blocks = [(scores[:, i : i + BLOCK], targets[:, i : i + BLOCK]) for i in range(0, scores.shape[1], BLOCK)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts outside the interpreter's lock
+        return torch.from_numpy(np.concatenate([np.empty(0), *pool.map(_average_precision, *zip(*blocks))] if blocks else [np.empty(0)]))
+
+
+def _average_precision(scores, targets):
+    """AP of a few labels. Only positives are ranked: one has as many images at or above it as sorting counts."""
+    ap = np.full(scores.shape[1], np.nan)
+    for label, (column, positive) in enumerate(zip(np.sort(scores.T), targets.T)):
+        hits = np.sort(scores[positive, label])  # rising
+        if len(hits):
+            rank = len(column) - np.searchsorted(column, hits)  # images with this score or a higher one
+            ap[label] = np.mean((len(hits) - np.searchsorted(hits, hits)) / rank)
+    return ap
 
 
 def precision_recall_f1(scores, targets, k):

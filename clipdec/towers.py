@@ -74,6 +74,7 @@ class ImageTower(nn.Module):
         else:
             clip = load_clip(name)
             self.trunk, self.preprocess = deepcopy(clip.model.visual).cpu(), clip.preprocess  # training must not change the shared CLIP
+        self.trunk.to(memory_format=torch.channels_last)  # faster convolutions
         try:
             with torch.no_grad():
                 maps, vectors = self.eval()._maps(self.preprocess(_BLANK)[None])
@@ -100,7 +101,7 @@ class ImageTower(nn.Module):
         return out["image_intermediates"][-1], out["image_features"]
 
     def forward(self, pixels):
-        maps, vectors = self._maps(pixels)
+        maps, vectors = self._maps(pixels.contiguous(memory_format=torch.channels_last))
         return maps.flatten(2).transpose(1, 2), vectors  # [B, N, C], [B, D]
 
     @cached_property

@@ -98,11 +98,13 @@ class Trainer:
         seen = train.targets[:, : len(queries)]
         for inputs, index in batches:
             targets = seen[index]
-            labels = sample_labels(targets, self.config.label_samples)
+            labels, weights = sample_labels(targets, self.config.label_samples, self.config.weight_samples)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.config.amp):
                 tokens = inputs.to(device) if inputs.ndim == 3 else self.model.tokens(inputs.to(device))
                 logits, image, text = self.model(tokens, queries[labels], sentences[index].to(device))
-            loss, l_c, l_clip = self.loss(logits, targets[:, labels].to(device), image, text, self.model.logit_scale, targets.to(device))
+            loss, l_c, l_clip = self.loss(
+                logits, targets[:, labels].to(device), image, text, self.model.logit_scale, targets.to(device), weights.to(device)
+            )
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss became {loss.item()}: use a lower lr than {self.config.lr}")
             self.optimiser.zero_grad()
@@ -143,16 +145,20 @@ def _moving_average(decay):
     return update
 
 
-def sample_labels(targets, count):
+def sample_labels(targets, count, weighted=False):
     """Labels to decode in a step: every one that is positive in the batch, and `count` of the others (0: all of them).
 
-    The sampled negatives are not weighted up to stand for all absent labels: on held-out classes that did worse.
+    Args:
+        targets: bool [B, L].
+        weighted: whether the sampled labels stand for all absent ones, so that the expectation of the loss is that of
+            the full one. Unweighted, absent labels weigh less than in the full loss.
 
-    Args: targets, bool [B, L].
-    Returns: indices [K].
+    Returns: (indices [K], weights [K] for `asymmetric_loss`).
     """
     present, absent = targets.any(0).nonzero().flatten(), (~targets.any(0)).nonzero().flatten()
-    return torch.cat([present, absent[torch.randperm(len(absent))[:count]] if count else absent])
+    sample = absent[torch.randperm(len(absent))[:count]] if count else absent
+    weight = len(absent) / max(1, len(sample)) if weighted else 1.0
+    return torch.cat([present, sample]), torch.cat([torch.ones(len(present)), torch.full((len(sample),), weight)])
 
 
 def encode_sentences(split, labels, config):

@@ -1,10 +1,16 @@
 """The ML-Decoder head against a composition of PyTorch's own modules."""
 
+import shutil
+
 import pytest
 import torch
+from timm.layers import ml_decoder as timm_decoder
+from timm.layers.ml_decoder import TransformerDecoderLayerOptimal
 from torch import nn
 
-from clipdec import MLDecoder
+from clipdec import MLDecoder, decoder
+from clipdec.decoder import from_reference
+from clipdec.group_decoder import GroupMLDecoder
 
 B, N, L, C, D = 3, 10, 7, 12, 6
 
@@ -139,3 +145,194 @@ def test_defaults_are_the_papers():
 def test_embed_dim_must_be_a_multiple_of_heads():
     with pytest.raises(ValueError, match="multiple of the 8 heads, got 20"):
         MLDecoder(C, D, embed_dim=20)
+
+
+# ---- the reference code -----------------------------------------------------------------------------------------
+
+
+class ReferenceDecoder(nn.Module):
+    """The head of the reference code in its zero-shot form, with its names; its layer is timm's copy, called directly."""
+
+    def __init__(self):
+        super().__init__()
+        self.wordvec_proj = nn.Linear(D, 16)
+        self.decoder = nn.Module()
+        self.decoder.layers = nn.ModuleList([TransformerDecoderLayerOptimal(16, nhead=4, dim_feedforward=24, dropout=0.1)])
+        self.decoder.embed_standart = nn.Linear(C, 16)
+        self.decoder.duplicate_pooling = nn.Parameter(torch.randn(16, 1))
+        self.decoder.duplicate_pooling_bias = nn.Parameter(torch.randn(1))
+
+    def forward(self, tokens, queries):
+        memory = self.decoder.embed_standart(tokens).relu().transpose(0, 1)
+        target = self.wordvec_proj(queries).relu()[:, None].expand(-1, len(tokens), -1)
+        decoded = self.decoder.layers[0](target, memory).transpose(0, 1)
+        return (decoded @ self.decoder.duplicate_pooling).flatten(1) + self.decoder.duplicate_pooling_bias
+
+
+@pytest.fixture
+def original():
+    original = ReferenceDecoder().eval()
+    for p in original.parameters():
+        nn.init.normal_(p, 0.1, 0.4)
+    return original
+
+
+@pytest.mark.parametrize("prefix", ["", "head.", "module.head.", "module."])
+def test_reference_weights_give_the_reference_logits(original, inputs, prefix):
+    head = MLDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24).eval()
+    state = {prefix + name: value for name, value in original.state_dict().items()}
+    head.load_reference_state_dict(state | {"body.layer1.0.conv1.weight": torch.ones(3)} if prefix.endswith("head.") else state)
+    torch.testing.assert_close(head(*inputs), original(*inputs), rtol=0, atol=1e-5)
+
+
+def test_gradients_equal_those_of_the_reference(original, inputs):
+    head = MLDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24).eval()
+    head.load_reference_state_dict(original.state_dict())
+    weights = torch.randn(B, L)
+    for module in (head, original):
+        (module(*inputs).tanh() * weights).sum().backward()
+    theirs = from_reference({name: p.grad for name, p in original.named_parameters()})
+    assert theirs.keys() == dict(head.named_parameters()).keys()
+    for name, p in head.named_parameters():
+        expected = theirs[name].reshape(p.shape)
+        if name != "attention_k.bias":  # 0 but for rounding
+            assert (p.grad - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+def test_reference_weights_without_a_query_projection(original, inputs):
+    state = {name: value for name, value in original.state_dict().items() if not name.startswith("wordvec_proj")}
+    head = MLDecoder(C, 16, embed_dim=16, num_heads=4, ff_dim=24).eval()
+    head.load_reference_state_dict(state)
+    queries = torch.randn(L, 16)
+    original.wordvec_proj = nn.Identity()
+    torch.testing.assert_close(head(inputs[0], queries), original(inputs[0], queries), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", ["decoder.embed_standart.weight", "decoder.layers.0.multihead_attn.in_proj_bias", "decoder.layers.0.norm3.bias"])
+def test_reference_weights_that_lack_a_tensor(original, missing):
+    state = original.state_dict()
+    del state[missing]
+    with pytest.raises(ValueError, match="(?s)do not fit this MLDecoder.*Missing key"):
+        MLDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24).load_reference_state_dict(state)
+
+
+def test_reference_weights_of_another_size(original):
+    with pytest.raises(ValueError, match="(?s)do not fit this MLDecoder.*size mismatch"):
+        MLDecoder(C, D, embed_dim=32, num_heads=4, ff_dim=24).load_reference_state_dict(original.state_dict())
+    with pytest.raises(ValueError, match="not weights of the ML-Decoder reference"):
+        MLDecoder(C, D).load_reference_state_dict({"fc.weight": torch.ones(2)})
+
+
+@pytest.mark.parametrize("classes, queries", [(23, 5), (20, 5), (7, 100), (1, 1)])
+def test_groups_equal_timms_decoder(classes, queries):
+    theirs = timm_decoder.MLDecoder(classes, num_of_groups=queries, decoder_embedding=64, initial_num_features=C).eval()
+    nn.init.normal_(theirs.duplicate_pooling_bias)
+    ours = GroupMLDecoder(C, classes, queries, embed_dim=64).eval()
+    ours.load_reference_state_dict(theirs.state_dict())
+    tokens = torch.randn(B, N, C)
+    # timm's forward, but for nn.TransformerDecoder, which no longer accepts the layer
+    memory = theirs.embed_standart(tokens).relu().transpose(0, 1)
+    decoded = theirs.decoder.layers[0](theirs.query_embed.weight[:, None].expand(-1, B, -1), memory).transpose(0, 1)
+    groups = torch.stack([decoded[:, i] @ theirs.duplicate_pooling[i] for i in range(decoded.shape[1])], dim=1)
+    expected = groups.flatten(1)[:, :classes] + theirs.duplicate_pooling_bias
+    logits, maps = ours(tokens, need_attention=True)
+    assert logits.shape == (B, classes) and maps.shape == (B, min(queries, classes), N)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours(tokens), logits, rtol=0, atol=1e-5)
+
+
+def test_groups_are_trained():
+    head = GroupMLDecoder(C, 23, 5, embed_dim=16, num_heads=4, ff_dim=24).train()
+    head(torch.randn(B, N, C)).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for name, p in head.named_parameters() if name != "attention_k.bias")
+    assert "query_embed" not in dict(head.named_parameters())  # fixed, as in the reference code
+
+
+# ---- labels prepared once, and in parts -------------------------------------------------------------------------
+
+
+def test_prepared_labels_are_the_labels(head, inputs):
+    tokens, queries = inputs
+    prepared = head.prepare(queries)
+    torch.testing.assert_close(head(tokens, prepared), head(tokens, queries), rtol=0, atol=0)
+    torch.testing.assert_close(head(tokens[:1], prepared), head(tokens, queries)[:1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, B, 2 * B, 3 * B + 1, 100])
+@pytest.mark.parametrize("need_attention", [False, True])
+def test_parts_of_the_labels_give_the_same(head, inputs, monkeypatch, chunk, need_attention):
+    whole = head(*inputs, need_attention=need_attention)
+    monkeypatch.setattr(decoder, "CHUNK", chunk)
+    with torch.no_grad():
+        parts = head(*inputs, need_attention=need_attention)
+    for a, b in zip(*((x,) if not need_attention else x for x in (whole, parts))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_no_labels_no_images(head):
+    for images, labels in ((0, 3), (2, 0)):
+        with torch.no_grad():
+            assert head(torch.randn(images, N, C), torch.randn(labels, D)).shape == (images, labels)
+
+
+# ---- dropout ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_is_distributed_as_torchs(p):
+    x = torch.ones(400, 1003)
+    out = decoder.Dropout(p).train()(x)
+    values, counts = out.unique(return_counts=True)
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / (1 - p)]))
+    n = x.numel()
+    assert abs(counts[0].item() / n - p) < 5 * (p * (1 - p) / n) ** 0.5 + 1e-4
+    kept = (out > 0).float()
+    for a, b in ((kept[:, :-1], kept[:, 1:]), (kept[:-1], kept[1:]), (kept[:, ::4][:, :250], kept[:, 3::4][:, :250])):  # neighbours are independent
+        assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 5 / a.numel() ** 0.5
+
+
+def test_dropout_passes_gradients_where_it_keeps():
+    x = torch.randn(50, 7, requires_grad=True)
+    out = decoder.Dropout(0.3).train()(x)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.where(out != 0, 1 / 0.7, 0.0))
+
+
+def test_dropout_is_seeded_and_off_in_evaluation():
+    x, layer = torch.ones(1000), decoder.Dropout(0.4).train()
+    torch.manual_seed(3)
+    first = layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first) and not torch.equal(layer(x), first)
+    assert torch.equal(layer.eval()(x), x) and torch.equal(decoder.Dropout(0.0).train()(x), x)
+
+
+# ---- mixed precision and torch.compile --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("train", [False, True])
+def test_mixed_precision(head, inputs, dtype, train):
+    head.dropout.p = 0.0
+    expected = head.train(train)(*inputs)
+    with torch.autocast("cpu", dtype):
+        logits = head(*inputs)
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+    logits.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in head.parameters())
+    with torch.autocast("cpu", dtype):  # with dropout
+        head.dropout.p = 0.2
+        assert head(*inputs).isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler"))])
+def test_compiled_head(head, inputs, backend):
+    compiled = torch.compile(head, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), head(*inputs), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs), head(*inputs), rtol=0, atol=1e-5)
+    head.train()
+    assert compiled(*inputs).isfinite().all()
+    compiled(*inputs).sum().backward()
+    assert head.query_proj.weight.grad.abs().max() > 0
+    torch.compiler.reset()

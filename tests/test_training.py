@@ -241,7 +241,8 @@ def test_sampled_labels_hold_all_that_are_present():
     targets = torch.zeros(4, 50, dtype=torch.bool)
     targets[[0, 1, 2, 2], [7, 3, 7, 49]] = True
     for count in (1, 5, 46):
-        labels = sample_labels(targets, count)
+        labels, weights = sample_labels(targets, count)
+        assert torch.equal(weights, torch.ones(3 + count))
         assert len(labels) == len(set(labels.tolist())) == 3 + count
         assert set(labels.tolist()) >= {3, 7, 49}
 
@@ -250,18 +251,30 @@ def test_sampled_labels_hold_all_that_are_present():
 def test_all_labels(count):
     targets = torch.zeros(4, 50, dtype=torch.bool)
     targets[[0, 1, 2], [7, 3, 49]] = True
-    assert sorted(sample_labels(targets, count).tolist()) == list(range(50))
+    assert sorted(sample_labels(targets, count)[0].tolist()) == list(range(50))
 
 
 def test_batches_with_every_label_or_none():
     for targets, count in ((torch.ones(2, 5), 5), (torch.zeros(2, 5), 3)):
-        assert len(sample_labels(targets.bool(), 3)) == count
+        assert len(sample_labels(targets.bool(), 3, weighted=True)[0]) == count
+
+
+def test_weights_give_the_full_loss_in_expectation():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(4, 30), torch.zeros(4, 30, dtype=torch.bool)
+    targets[[0, 1, 2], [7, 3, 29]] = True
+    losses = []
+    for _ in range(4000):
+        labels, weights = sample_labels(targets, 6, weighted=True)
+        losses.append(asymmetric_loss(logits[:, labels], targets[:, labels], weights=weights))
+    losses, full = torch.stack(losses), asymmetric_loss(logits, targets)
+    assert (losses.mean() - full).abs() < 5 * losses.std() / 4000**0.5 and losses.std() > 0.01 * full
 
 
 def test_absent_labels_are_sampled_alike():
     targets = torch.zeros(2, 12, dtype=torch.bool)
     targets[0, 4] = True
-    counts = torch.bincount(torch.cat([sample_labels(targets, 4) for _ in range(4000)]), minlength=12)
+    counts = torch.bincount(torch.cat([sample_labels(targets, 4)[0] for _ in range(4000)]), minlength=12)
     assert counts[4] == 4000
     absent = torch.arange(12) != 4
     assert (counts[absent] / 4000 - 4 / 11).abs().max() < 0.04  # five standard deviations

@@ -1,0 +1,39 @@
+"""Time functions side by side: in turns, in one process, the best of several rounds each."""
+
+import multiprocessing
+import re
+import resource
+import time
+from pathlib import Path
+
+
+def side_by_side(functions, rounds=5):
+    """{name: seconds} of {name: function}; every function is called once before it is timed."""
+    best = dict.fromkeys(functions, float("inf"))
+    for function in functions.values():
+        function()
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def peak_memory(function, *args):
+    """Peak memory in MB of a fresh process that calls function(*args), or of the largest that it starts."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measure, args=(theirs, function, args))
+    process.start()
+    theirs.close()
+    peak = ours.recv()
+    process.join()
+    return peak
+
+
+def _measure(pipe, function, args):
+    function(*args)
+    status = Path("/proc/self/status")  # ru_maxrss of a process starts at that of the one that started it
+    own = int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) if status.is_file() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe.send(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1e3)
