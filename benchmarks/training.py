@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from benchmarks.timing import side_by_side
-from clipdec import Config, CombinedLoss
+from clipdec import CombinedLoss, Config
 from clipdec.data import Pixels, encode_images, load_data
 from clipdec.model import CLIPDecoder, build_model, label_vectors
 from clipdec.towers import ImageTower

@@ -96,6 +96,39 @@ class MLDecoder(nn.Module):
         decoded, maps = self.layer(*labels, kv, need_attention)
         return self.output(decoded).squeeze(-1), maps
 
+    def layer(self, x, q, kv, need_attention=False):
+        """The decoder layer from its first norm on: ([B, L, d], maps [B, L, N] or None)."""
+        attended, maps = self._attend(q, *kv, need_attention)
+        x = self.norm2(x + self.dropout(attended))  # [B, L, d]
+        x = self.norm3(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))))
+        return x, maps
+
+    def _attend(self, q, k, v, need_attention):
+        """Multi-head cross-attention of labels over tokens: ([B, L, d], maps [B, L, N] or None)."""
+        q = q.expand(len(k), -1, -1, -1)
+        few_tokens = self.num_heads * k.shape[2] < k.shape[2] + self.attention_out.in_features
+        if not (few_tokens or need_attention or self.dropout.active):
+            return self.attention_out(_merge(F.scaled_dot_product_attention(q, k, v))), None
+        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # [B, heads, L, N]
+        mix = self._mix_projected if few_tokens else lambda weights, v: self.attention_out(_merge(weights @ v))
+        return mix(self.dropout(weights), v), weights.mean(1) if need_attention else None
+
+    def keys_values(self, embedded):
+        """Attention keys and values of embedded tokens, [B, heads, N, d / heads] each."""
+        return self._split(self.attention_k(embedded)), self._split(self.attention_v(embedded))
+
+    def _split(self, y):
+        """[B, N, d] -> [B, heads, N, d / heads]."""
+        return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    # The same in less time or memory.
+
+    def _mix_projected(self, weights, v):
+        """attention_out(weights v), the values projected before they are mixed: fewer products where tokens are few."""
+        heads = self.attention_out.weight.unflatten(1, (self.num_heads, -1))  # [d, heads, d / heads]
+        projected = torch.einsum("bhnc,dhc->bhnd", v, heads)  # [B, heads, N, d]
+        return weights.transpose(1, 2).flatten(2) @ projected.flatten(1, 2) + self.attention_out.bias  # [B, L, d]
+
     def _decode_in_parts(self, embedded, queries, kv, need_attention):
         """`_decode` of some labels at a time: the memory does not grow with their number, but for what is returned."""
         images, tokens, _ = embedded.shape
@@ -114,37 +147,6 @@ class MLDecoder(nn.Module):
             return Prepared(queries.x[:, part], queries.q[:, :, part])
         return self.prepare(queries[part], images if self.dropout.active else 1)
 
-    def layer(self, x, q, kv, need_attention=False):
-        """The decoder layer from its first norm on: ([B, L, d], maps [B, L, N] or None)."""
-        attended, maps = self._attend(q, *kv, need_attention)
-        x = self.norm2(x + self.dropout(attended))  # [B, L, d]
-        x = self.norm3(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))))
-        return x, maps
-
-    def _attend(self, q, k, v, need_attention):
-        """Multi-head cross-attention of labels over tokens: ([B, L, d], maps [B, L, N] or None)."""
-        q = q.expand(len(k), -1, -1, -1)
-        few_tokens = self.num_heads * k.shape[2] < k.shape[2] + self.attention_out.in_features
-        if not (few_tokens or need_attention or self.dropout.active):
-            return self.attention_out(_merge(F.scaled_dot_product_attention(q, k, v))), None
-        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # [B, heads, L, N]
-        mix = self._mix_projected if few_tokens else lambda weights, v: self.attention_out(_merge(weights @ v))
-        return mix(self.dropout(weights), v), weights.mean(1) if need_attention else None
-
-    def _mix_projected(self, weights, v):
-        """attention_out(weights v), the values projected before they are mixed: fewer products where tokens are few."""
-        heads = self.attention_out.weight.unflatten(1, (self.num_heads, -1))  # [d, heads, d / heads]
-        projected = torch.einsum("bhnc,dhc->bhnd", v, heads)  # [B, heads, N, d]
-        return weights.transpose(1, 2).flatten(2) @ projected.flatten(1, 2) + self.attention_out.bias  # [B, L, d]
-
-    def keys_values(self, embedded):
-        """Attention keys and values of embedded tokens, [B, heads, N, d / heads] each."""
-        return self._split(self.attention_k(embedded)), self._split(self.attention_v(embedded))
-
-    def _split(self, y):
-        """[B, N, d] -> [B, heads, N, d / heads]."""
-        return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
     def load_reference_state_dict(self, state_dict):
         """Load zero-shot weights of the ML-Decoder reference code, of its head or of a whole model.
 
@@ -162,7 +164,9 @@ def _merge(y):
     return y.transpose(1, 2).flatten(2)
 
 
-# The reference code is github.com/Alibaba-MIIL/ML_Decoder, src_files/ml_decoder/ml_decoder.py. Its names, and ours:
+# ---- weights of the reference code ------------------------------------------------------------------------------
+
+# github.com/Alibaba-MIIL/ML_Decoder, src_files/ml_decoder/ml_decoder.py: its names, and ours
 REFERENCE = {
     "embed_standart": "token_proj", "wordvec_proj": "query_proj", "query_embed.weight": "query_embed",
     "duplicate_pooling_bias": "output.bias", "duplicate_pooling": "output.weight",
@@ -192,6 +196,9 @@ def load_fitting(module, state):
         module.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit this {type(module).__name__}: {error}") from error
+
+
+# ---- dropout ----------------------------------------------------------------------------------------------------
 
 
 class Dropout(nn.Dropout):

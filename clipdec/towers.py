@@ -109,7 +109,7 @@ class ImageTower(nn.Module):
         """Identifies the tower, its weights and its preprocessing: cached tokens are stored under it."""
         digest = hashlib.sha256(f"{self.name}\n{self.preprocess}".encode())
         for key, value in self.trunk.state_dict().items():
-            digest.update(key.encode() + value.cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else key.encode())
+            digest.update(key.encode() + value.cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else key.encode())
         return digest.hexdigest()[:16]
 
 

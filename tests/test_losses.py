@@ -158,3 +158,12 @@ def test_a_term_of_weight_0_is_not_computed():
     image, text = torch.randn(6, 5), torch.randn(6, 5)
     loss, l_c, l_clip = CombinedLoss(2.0, 0.0)(broken, LABEL_SETS, image, text, 9.0)
     assert l_c == 0 and loss == 2 * l_clip and loss.isfinite()
+
+
+def test_weights_multiply_the_cost_of_each_label():
+    logits, targets, weights = torch.randn(3, 5), torch.rand(3, 5) < 0.4, torch.tensor([1.0, 0.0, 2.5, 1.0, 3.0])
+    each = [asymmetric_loss(logits[:, i : i + 1], targets[:, i : i + 1]) for i in range(5)]
+    torch.testing.assert_close(asymmetric_loss(logits, targets, weights=weights), sum(w * c for w, c in zip(weights, each)))
+    vectors = torch.randn(2, 3, 8)
+    _, l_c, _ = CombinedLoss(alpha=0.0)(logits, targets, *vectors, torch.tensor(10.0), weights=weights)
+    torch.testing.assert_close(l_c, asymmetric_loss(logits, targets, weights=weights))

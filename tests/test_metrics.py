@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from torchmetrics.functional.classification import multilabel_average_precision
 
 from clipdec import LabelSpace
 from clipdec.metrics import average_precision, precision_recall_f1, zsl_report
@@ -172,3 +173,20 @@ def test_errors():
         zsl_report(good, good, LABELS, keep="some")
     with pytest.raises(ValueError, match="13 columns, the label space 2"):
         zsl_report(good, good, LabelSpace(["a"], ["b"]))
+
+
+def test_average_precision_of_many_labels_equals_torchmetrics():
+    """More labels than are sorted at a time, scores with ties, and labels without a positive."""
+    scores, targets = torch.randint(0, 40, (300, 77)).float(), torch.rand(300, 77) < torch.rand(77) * 0.2
+    targets[:, [5, 76]] = False
+    expected = multilabel_average_precision(scores / 40, targets.int(), 77, average=None)
+    mine = average_precision(scores, targets)
+    assert mine.dtype == torch.float64 and mine[[5, 76]].isnan().all()
+    kept = targets.any(0)
+    torch.testing.assert_close(mine[kept].float(), expected[kept], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0)])
+def test_average_precision_of_nothing(shape):
+    ap = average_precision(torch.zeros(shape), torch.zeros(shape))
+    assert ap.shape == shape[1:] and ap.isnan().all()

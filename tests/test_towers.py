@@ -297,3 +297,33 @@ def test_the_key_depends_on_weights_and_preprocessing(mini):
         other.trunk.proj[0, 0] += 1e-3
     cropped.preprocess = timm.data.create_transform(64)
     assert same.key == mini.key and len({mini.key, other.key, cropped.key}) == 3
+
+
+# ---- mixed precision and torch.compile --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_towers_in_mixed_precision(mini, pixels, dtype):
+    tokens, vectors = mini(pixels)
+    with torch.autocast("cpu", dtype):
+        low, low_vectors = mini(pixels)
+    assert (low - tokens).abs().max() < 0.1 * tokens.abs().max()
+    assert torch.nn.functional.cosine_similarity(low_vectors.float(), vectors).min() > 0.99
+
+
+def test_a_tower_compiles(tmp_path):
+    _, path = timm_file("resnet10t", tmp_path)
+    tower = ImageTower("timm:resnet10t", path)
+    x = torch.randn(2, 3, 64, 64)
+    for ours, compiled in zip(tower(x), torch.compile(tower, backend="aot_eager", fullgraph=True)(x)):
+        torch.testing.assert_close(compiled, ours, rtol=0, atol=1e-4)
+    torch.compiler.reset()
+
+
+def test_convolutions_are_channels_last(tmp_path):
+    _, path = timm_file("resnet10t", tmp_path)
+    tower = ImageTower("timm:resnet10t", path)
+    seen = []
+    tower.trunk.layer1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    tower(torch.randn(2, 3, 64, 64))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()

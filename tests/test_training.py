@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipdec import Predictor, encode_labels, fit, hold_out, load_run, training
+from clipdec import Predictor, asymmetric_loss, encode_labels, fit, hold_out, load_run, training
 from clipdec.evaluation import evaluate, predict
 from clipdec.model import CLIPDecoder, build_model, label_vectors
 from clipdec.towers import ImageTower, load_clip
