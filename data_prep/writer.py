@@ -37,7 +37,7 @@ def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_mis
         splits: {split: [item]}; an item is a tuple that starts with the image's name.
         make: function of an item that returns its row {"image": {"bytes", "path"}, "labels"}, or raises LeftOut.
         load: load(split, items) gives the items that are sent to `make`, where they must be read in this process first.
-        left_out: (split, name, reason) of images already left out.
+        left_out: (split, name, reason, detail) of images already left out.
         max_missing: percent of all images that may be left out.
         replace: a data set in `out` whose `source` holds this text may be replaced.
 
