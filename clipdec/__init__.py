@@ -10,5 +10,13 @@ from clipdec.labels import LabelSpace, encode_labels
 from clipdec.losses import CombinedLoss, alignment_loss, asymmetric_loss
 from clipdec.model import CLIPDecoder, load_run
 from clipdec.predictor import Predictor
-from clipdec.training import fit
 from clipdec.version import __version__
+
+
+def __getattr__(name):
+    """`fit`, imported when it is used: `python -m clipdec.training` must not find it imported."""
+    if name == "fit":
+        from clipdec.training import fit
+
+        return fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import tomllib
 import types
 import typing
 from dataclasses import asdict, dataclass, fields
@@ -12,56 +13,85 @@ import torch
 
 from clipdec.data import DATA
 
+PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
+
 
 @dataclass
 class Config:
-    """Settings of `fit`. Relative paths start at the repository's root. Raises ValueError for a wrong type or value."""
+    """Settings of `fit`: those of a preset (presets.toml), and what is given beside it; None means the preset's value.
 
-    data: str = "emoji"
-    out_dir: str = "runs/emoji"
-    image_tower: str = "mini"
+    Relative paths start at the repository's root. Raises ValueError for a wrong type or value, or an unknown preset.
+    """
+
+    preset: str = "mini"
+    data: str = None
+    out_dir: str = None
+    image_tower: str = None
     image_weights: str | None = None
-    image_weights_by_order: bool = False
-    text_tower: str = "mini"
+    image_weights_by_order: bool = None
+    text_tower: str = None
+    sentence_tower: str | None = None
     label_embeddings: str | None = None
-    prompt: str = "a photo of {}"
-    train_image_tower: bool = False
-    embed_dim: int = 96
-    epochs: int = 4
-    batch_size: int = 32
-    lr: float = 4e-3
-    weight_decay: float = 1e-2
-    alpha: float = 1.0
-    beta: float = 1.0
-    ema_decay: float = 0.99
-    label_samples: int = 32
-    weight_samples: bool = False
-    amp: bool = False
-    num_workers: int = 0
-    seed: int = 0
-    device: str = "auto"
-    resume: bool = False
+    prompt: str = None
+    train_image_tower: bool = None
+    checkpoint_tower: bool = None
+    augment: bool = None
+    embed_dim: int = None
+    dropout: float = None
+    label_samples: int = None
+    weight_samples: bool = None
+    alpha: float = None
+    beta: float = None
+    epochs: int = None
+    batch_size: int = None
+    accumulate: int = None
+    optimiser: str = None
+    lr: float = None
+    weight_decay: float = None
+    clip_grad: float = None
+    ema_decay: float = None
+    hold_out: float = None
+    patience: int = None
+    amp: bool = None
+    compile: bool = None
+    processes: int = None
+    num_workers: int = None
+    save_minutes: float = None
+    seed: int = None
+    device: str = None
+    resume: bool = None
+    train_projections: bool = None
+    learn_scale: bool = None
+    mask_equal: bool = None
+    choose_on_val: bool = None
+    keep_best: bool = None
+    drop_unlabelled: bool = None
 
     def __post_init__(self):
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        preset = PRESETS["mini"] | PRESETS[self.preset]
         for field in fields(self):
-            setattr(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
+            value = getattr(self, field.name)
+            setattr(self, field.name, _typed(field.name, preset.get(field.name) if value is None else value, field.type))
         for field in fields(self):
             self._require(field.name, field.type is not float or math.isfinite(getattr(self, field.name)), "finite")
-        for name in ("epochs", "batch_size", "embed_dim"):
+        for name in ("epochs", "batch_size", "embed_dim", "accumulate", "processes"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("alpha", "beta", "weight_decay", "label_samples", "num_workers", "seed"):
+        for name in ("alpha", "beta", "weight_decay", "clip_grad", "label_samples", "patience", "num_workers", "save_minutes", "seed"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("ema_decay", "dropout", "hold_out"):
+            self._require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         self._require("alpha", self.alpha + self.beta > 0, "more than 0 where beta is 0")
         self._require("lr", self.lr > 0, "more than 0")
-        self._require("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1")
+        self._require("optimiser", self.optimiser in ("adam", "adamw"), "adam or adamw")
         self._require("embed_dim", self.embed_dim % 8 == 0, "a multiple of the 8 attention heads")
         self._require("prompt", self.prompt.count("{}") == 1, "a text with one {} where the label goes, as 'a photo of {}'")
+        frozen = "False with a frozen tower: it trains nothing there (set train_image_tower)"
+        self._require("checkpoint_tower", self.train_image_tower or not self.checkpoint_tower, frozen)
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError):
-            self._require("device", False, "auto, cpu, or a device that this torch has")
+        self._require("device", _is_there(self.device), "auto, cpu, or a device that this torch has")
 
     def _require(self, name, holds, wanted):
         if not holds:
@@ -107,3 +137,13 @@ def _typed(name, value, kind):
     wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[accepted[0]]
     hint = " (papermill: -p reads numbers and True or False, -y may leave them a text)" if isinstance(value, str) else ""
     raise ValueError(f"{name} must be {wanted}, got {value!r}{hint}")
+
+
+def _is_there(name):
+    """Whether torch has this device. Asked without starting CUDA, so that processes can still be forked."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return False
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    return (device.index or 0) < counts.get(device.type, 0)

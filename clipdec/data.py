@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from torchvision.transforms import v2
 
 from clipdec.labels import LabelSpace
+from clipdec.processes import share, wait
+from clipdec.progress import progress
+from clipdec.store import Store, digest, files_key
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = (REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()) / "data"
@@ -25,21 +28,23 @@ PREPARE = {"emoji": "python -m data_prep.emoji_scenes"}  # how a data set known 
 class Split:
     """Images of one split: `split[i]` is (RGB PIL image, multi-hot labels [L]); `targets` are those of all, [M, L] bool.
 
+    `rows` is the stored table, memory-mapped, and `index` [M] says which of its rows are the split's, in order.
     Raises ValueError that names the image if a file cannot be decoded.
     """
 
     name: str
     rows: datasets.Dataset
     targets: torch.Tensor
+    index: torch.Tensor
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.index)
 
     def __getitem__(self, i):
         return self.image(i), self.targets[i]
 
     def image(self, i):
-        cell = self.rows[int(i)]["image"]
+        cell = self.rows[int(self.index[i])]["image"]
         if cell["bytes"] is None:  # a path stored in a data set is not followed
             raise ValueError(f"image {i} of {self.name} ({cell['path']}) is not stored in the data set: prepare the data again")
         try:
@@ -49,7 +54,8 @@ class Split:
 
     def select(self, indices):
         """The images at `indices`, in that order."""
-        return replace(self, rows=self.rows.select(indices), targets=self.targets[torch.as_tensor(indices, dtype=torch.long)])
+        indices = torch.as_tensor(indices, dtype=torch.long)
+        return replace(self, index=self.index[indices], targets=self.targets[indices])
 
 
 @dataclass(frozen=True)
@@ -98,18 +104,26 @@ def _split(table, name, count):
         if indices and not 0 <= min(indices) <= max(indices) < count:
             raise ValueError(f"{name} holds label indices {min(indices)} to {max(indices)}, but labels.json names {count} labels: prepare the data again")
         row[indices] = True
-    return Split(name, table.cast_column("image", datasets.Image(decode=False)), targets)
+    return Split(name, table.cast_column("image", datasets.Image(decode=False)), targets, torch.arange(len(table)))
+
+
+def held_out(labels, count, seed=0):
+    """`count` of the seen labels drawn to play unseen ones: (indices of the others, indices of those), both sorted."""
+    seen = len(labels.seen)
+    if not 0 < count < seen:
+        raise ValueError(f"count must be from 1 to {seen - 1}, got {count}")
+    held = torch.tensor(sorted(random.Random(seed).sample(range(seen), count)))
+    others = torch.ones(seen, dtype=torch.bool)
+    others[held] = False
+    return others.nonzero().flatten(), held
 
 
 def hold_out(data, count=81, seed=0):
     """Seen labels playing the unseen, to choose settings without a look at test: a Data whose `unseen` are `count` of the
     seen labels, whose train images carry none of them, and whose test split is val (as its val still is).
     """
-    seen = len(data.labels.seen)
-    if not 0 < count < seen:
-        raise ValueError(f"count must be from 1 to {seen - 1}, got {count}")
-    held = sorted(random.Random(seed).sample(range(seen), count))
-    order = torch.tensor(sorted(set(range(seen)) - set(held)) + held)
+    others, held = held_out(data.labels, count, seed)
+    order = torch.cat([others, held])
     names = data.labels.seen
     labels = LabelSpace([names[i] for i in order[:-count]], [names[i] for i in held])
     train, val = (replace(s, targets=s.targets[:, order]) for s in (data.train, data.val))
@@ -118,41 +132,58 @@ def hold_out(data, count=81, seed=0):
 
 
 class Pixels(torch.utils.data.Dataset):
-    """A split as (pixels [3, H, W], multi-hot float labels [L], index), for a DataLoader."""
+    """A split as (pixels [3, H, W], multi-hot float labels [L], index), for a DataLoader.
 
-    def __init__(self, split, transform):
-        self.split, self.transform = split, transform
+    With a `seed` the random numbers of an image's transform depend on it and on the image alone: not on the order, on the
+    number of workers or processes, or on where a run was resumed.
+    """
+
+    def __init__(self, split, transform, seed=None):
+        self.split, self.transform, self.seed = split, transform, seed
 
     def __len__(self):
         return len(self.split)
 
     def __getitem__(self, i):
         image, targets = self.split[i]
-        return self.transform(image), targets.float(), i
+        if self.seed is None:
+            return self.transform(image), targets.float(), i
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(hash((self.seed, int(i))))
+            return self.transform(image), targets.float(), i
+
+
+def augmented(preprocess):
+    """A tower's transform with RandAugment before and Cutout (a square of half the side, in the mean colour) after it."""
+    return v2.Compose([v2.RandAugment(), preprocess, v2.RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0))])
 
 
 @torch.no_grad()
 def encode_images(tower, split, folder=None, batch_size=64, num_workers=0, device="cpu"):
-    """Tokens and global vectors of a whole split, computed once: (float16 [M, N, C], float32 [M, D]).
+    """Tokens and global vectors of a split, computed once: (Rows of float16 [M, N, C], Rows of float32 [M, D]).
+
+    What was computed is read through a memory map, and of a split that was encoded in part only the rest is computed.
+    Several processes share the work.
 
     Args:
         tower: an ImageTower.
         split: a Split.
-        folder: where results are kept for the next call, `tokens/` in the data folder by default of `fit`;
-            keyed by tower, weights, preprocessing and images. None keeps nothing.
+        folder: where results are kept, in a folder of their own for every tower, weights, preprocessing and stored data;
+            `fit` uses `tokens/` in the data folder. None keeps them in memory.
     """
-    path = None if folder is None else Path(folder) / f"{split.name}-{tower.key}-{split.rows._fingerprint}.safetensors"
-    if path and path.is_file():
-        kept = load_file(path)
-        return kept["tokens"], kept["vectors"]
-    loader = DataLoader(Pixels(split, tower.preprocess), batch_size, num_workers=num_workers)
-    tower.to(device).eval()
-    parts = [[x.cpu() for x in tower(pixels.to(device))] for pixels, *_ in tqdm(loader, desc=f"tokens of {split.name}", leave=False)]
-    parts = parts or [(torch.empty(0, math.prod(tower.grid), tower.num_features), torch.empty(0, tower.embed_dim))]
-    tokens, vectors = torch.cat([t.half() for t, _ in parts]), torch.cat([v.float() for _, v in parts])
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".partial")
-        save_file({"tokens": tokens, "vectors": vectors}, aside)
-        aside.rename(path)
-    return tokens, vectors
+    files = [file["filename"] for file in split.rows.cache_files]
+    kept = Path(folder) / f"{split.name}-{digest(tower.key, files_key(files))}" if folder and files else None
+    arrays = {"tokens": ((math.prod(tower.grid), tower.num_features), np.float16), "vectors": ((tower.embed_dim,), np.float32)}
+    store = Store(kept, len(split.rows), arrays)
+    todo = share(store.missing(split.index))
+    if len(todo):
+        tower.to(device).eval()
+        rest = replace(split, index=todo, targets=split.targets[:1].expand(len(todo), -1))
+        loader = DataLoader(Pixels(rest, tower.preprocess), batch_size, num_workers=num_workers)
+        for rows, (pixels, *_) in zip(todo.split(batch_size), progress(loader, desc=f"tokens of {split.name}")):
+            tokens, vectors = tower(pixels.to(device))
+            if not (tokens := tokens.half()).isfinite().all():
+                raise ValueError(f"{tower.name} gives tokens beyond half precision: train with train_image_tower, which keeps none")
+            store.write(rows, {"tokens": tokens.cpu().numpy(), "vectors": vectors.float().cpu().numpy()})
+    wait()
+    return store.rows("tokens", split.index), store.rows("vectors", split.index)

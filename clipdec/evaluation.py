@@ -10,6 +10,7 @@ from clipdec.data import Pixels, encode_images
 from clipdec.labels import LabelSpace, encode_labels
 from clipdec.metrics import zsl_report
 from clipdec.model import label_vectors
+from clipdec.processes import gather, share
 from clipdec.towers import ImageTower
 
 TASKS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
@@ -31,17 +32,18 @@ def tokens_of(model, split, data, config):
 def predict(model, split, queries, tokens=None, batch_size=64, num_workers=0):
     """Logits [M, L] of labels `queries` [L, D] for every image of a split, in its order, on the CPU.
 
-    `tokens` [M, N, C] of the split save encoding its images again.
+    `tokens` [M, N, C] of the split save encoding its images again. Several processes share the images.
     """
     device = next(model.parameters()).device
     labels = model.eval().decoder.prepare(queries.to(device))  # once for all images
+    mine = share(torch.arange(len(split)))
     if tokens is None:
         model.tower.to(device).eval()
-        batches = (model.tokens(pixels.to(device)) for pixels, *_ in DataLoader(Pixels(split, model.tower.preprocess), batch_size, num_workers=num_workers))
+        batches = (pixels for pixels, *_ in DataLoader(Pixels(split, model.tower.preprocess), batch_size, sampler=mine.tolist(), num_workers=num_workers))
     else:
-        batches = (part.to(device) for part in tokens.split(batch_size))
-    parts = [model(batch, labels).float().cpu() for batch in batches]
-    return torch.cat(parts) if parts else torch.empty(0, len(queries))
+        batches = (tokens[part] for part in mine.split(batch_size) if len(part))
+    parts = [model(batch.to(device), labels).float().cpu() for batch in batches]
+    return gather(torch.cat([torch.empty(0, len(queries)), *parts]), len(split))
 
 
 def raw_clip_scores(data, config):
@@ -51,7 +53,7 @@ def raw_clip_scores(data, config):
     """
     _, vectors = encode_images(ImageTower(config.text_tower), data.test, data.folder / "tokens", num_workers=config.num_workers, device=config.device)
     text = encode_labels(data.labels.names, config.text_tower, config.prompt)
-    return torch.nn.functional.normalize(vectors, dim=-1) @ text.T
+    return torch.nn.functional.normalize(vectors[:], dim=-1) @ text.T
 
 
 def full_report(scores, targets, labels, keep="all"):

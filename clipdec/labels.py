@@ -7,7 +7,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from clipdec.towers import load_clip
 
@@ -82,7 +81,7 @@ def encode_texts(texts, text_tower="mini", device="cpu"):
     """CLIP vectors of whole sentences, on the CPU, scaled to length 1: [number of texts, D]."""
     clip = load_clip(text_tower)
     clip.model.to(device)
-    batches = tqdm([texts[i : i + 256] for i in range(0, len(texts), 256)], desc="sentences", leave=False, disable=len(texts) < 5000)
+    batches = (texts[i : i + 256] for i in range(0, len(texts), 256))
     vectors = [clip.model.encode_text(clip.tokenizer(batch).to(device)).float().cpu() for batch in batches]
     return F.normalize(torch.cat(vectors), dim=-1)
 

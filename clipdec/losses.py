@@ -53,16 +53,17 @@ class CombinedLoss(nn.Module):
     """L = alpha * L_clip + beta * L_c.
 
     forward returns (L, L_c, L_clip), the last two without their weights. A term of weight 0 is not computed and is 0.
+    Without `mask_equal`, images that share a label set are negatives of each other in L_clip, as in the author's code.
     """
 
-    def __init__(self, alpha=1.0, beta=1.0):
+    def __init__(self, alpha=1.0, beta=1.0, mask_equal=True):
         super().__init__()
-        self.alpha, self.beta = alpha, beta
+        self.alpha, self.beta, self.mask_equal = alpha, beta, mask_equal
 
     def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None, weights=None):
         """As the two losses; `label_sets` are the targets of `alignment_loss`, by default `targets`; `weights` those of L_c."""
         zero = logits.new_zeros(())
         l_c = asymmetric_loss(logits, targets, weights=weights) if self.beta else zero
-        label_sets = targets if label_sets is None else label_sets
+        label_sets = (targets if label_sets is None else label_sets) if self.mask_equal else None
         l_clip = alignment_loss(image_vectors, text_vectors, logit_scale, label_sets) if self.alpha else zero
         return self.alpha * l_clip + self.beta * l_c, l_c, l_clip

@@ -3,7 +3,6 @@
 A tower is named `mini`, `open_clip:<model>/<pretrained tag or file>` or, for images only, `timm:<model>`.
 """
 
-import hashlib
 from copy import deepcopy
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+
+from clipdec.store import digest
 
 MINI = Path(__file__).parent / "mini_clip"
 _BLANK = Image.new("RGB", (64, 64))
@@ -43,6 +44,12 @@ def load_clip(name):
     except Exception as error:  # torch, safetensors and the hub raise errors of their own
         raise ValueError(f"the weights of {name!r} cannot be loaded ({error}): check the tag or file, and the network if they must be downloaded") from error
     return SimpleNamespace(model=model.eval(), preprocess=preprocess, tokenizer=tokenizer)
+
+
+@lru_cache(maxsize=2)
+def text_key(name):
+    """Identifies the text tower of a CLIP and its weights."""
+    return digest(name, {k: v for k, v in load_clip(name).model.state_dict().items() if not k.startswith("visual.")})
 
 
 class ImageTower(nn.Module):
@@ -104,13 +111,17 @@ class ImageTower(nn.Module):
         maps, vectors = self._maps(pixels.contiguous(memory_format=torch.channels_last))
         return maps.flatten(2).transpose(1, 2), vectors  # [B, N, C], [B, D]
 
+    def checkpoint(self):
+        """Recompute activations in the backward pass instead of keeping them. Raises ValueError if the network cannot."""
+        try:
+            self.trunk.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:  # timm's networks that cannot raise the first
+            raise ValueError(f"{self.name} cannot recompute activations ({error}): set checkpoint_tower False") from error
+
     @cached_property
     def key(self):
         """Identifies the tower, its weights and its preprocessing: cached tokens are stored under it."""
-        digest = hashlib.sha256(f"{self.name}\n{self.preprocess}".encode())
-        for key, value in self.trunk.state_dict().items():
-            digest.update(key.encode() + value.cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else key.encode())
-        return digest.hexdigest()[:16]
+        return digest(self.name, str(self.preprocess), self.trunk.state_dict())
 
 
 def _as_map(last, like):

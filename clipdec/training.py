@@ -1,210 +1,315 @@
-"""`fit`: train a CLIP-Decoder and write its run folder."""
+"""`fit`: train a CLIP-Decoder and write its run folder.
 
-import csv
+    python -m clipdec.training --config run.json                                # one process
+    accelerate launch --num_processes 2 -m clipdec.training --config run.json   # several, one for each GPU
+"""
+
+import argparse
 import json
+import math
 import os
 import platform
 import resource
 import sys
 import time
+from itertools import islice
 
+import accelerate
 import open_clip
+import timm
 import torch
-import torch.nn.functional as F
-from torch.optim.swa_utils import AveragedModel
+from safetensors.torch import load_model
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from clipdec.data import Pixels
-from clipdec.evaluation import evaluate, predict, tokens_of
-from clipdec.labels import encode_texts, join_names
-from clipdec.losses import CombinedLoss
+from clipdec.config import Config
+from clipdec.data import Pixels, augmented, encode_images, held_out, load_data
+from clipdec.evaluation import evaluate, predict, result_table, tokens_of
+from clipdec.interruption import Interruption, Stopped
 from clipdec.metrics import average_precision
-from clipdec.model import build_model, label_vectors
+from clipdec.model import build_model, encode_sentences, label_vectors
+from clipdec.processes import add_up, is_main, rank_and_count, wait
+from clipdec.progress import progress
+from clipdec.run_folder import RunFolder
+from clipdec.trainer import Trainer, parts
 from clipdec.version import __version__
 
+FREE = {"preset", "resume", "device", "processes", "num_workers", "out_dir", "save_minutes"}  # what a resumed run may change
 
-def fit(data, config):
+
+def fit(data, config, on_epoch=None):
     """Train on data.train, evaluate on data.test, and write the run folder config.out_dir.
 
-    The folder holds checkpoint.safetensors (the last averaged weights), config.json, history.csv, metrics.json and
-    state.pt, from which `resume=True` goes on after the last whole epoch. Nothing is chosen by a look at test: the
-    last averaged weights are used. The same seed on the same machine gives the same numbers.
+    The folder holds checkpoint.safetensors (the averaged weights of the best epoch), config.json, history.csv (a row an
+    epoch), metrics.json, tensorboard/ and state.pt: all that a run needs to go on, mid-epoch too, with `resume=True`. It is
+    written every `save_minutes`, after every epoch and at SIGTERM or SIGINT. The random numbers of a step depend on the seed
+    and the number of the step alone, so that a resumed run equals an undisturbed one, and several processes equal one as
+    nearly as sums in another order do.
 
-    Returns: the contents of metrics.json.
-    """
-    start, out = time.time(), config.path("out_dir")
-    seen = data.labels.seen_index
-    train = data.train.select(data.train.targets[:, seen].any(1).nonzero().flatten().tolist())  # an image needs a seen label
-    if not len(train):
-        raise ValueError("no training image carries a seen label: check labels.json and the train split")
-    queries = label_vectors(config, data.labels.names).to(config.device)
-    model = build_model(config, queries.shape[1]).to(config.device)
-    tokens, val_tokens = tokens_of(model, train, data, config), tokens_of(model, data.val, data, config)
-    sentences = encode_sentences(train, data.labels, config) if config.alpha else torch.zeros(len(train), model.text_proj.in_features)
-    on_val = seen[data.val.targets[:, seen].any(0)]  # the labels that val can measure
-
-    steps = -(-len(train) // config.batch_size)  # an epoch
-    trainer = Trainer(model, config, config.epochs * steps)
-    out.mkdir(parents=True, exist_ok=True)
-    history = trainer.resume(out) if config.resume else []
-    for old in ("metrics.json", "checkpoint.safetensors"):  # old results and weights must not stand beside new settings
-        (out / old).unlink(missing_ok=True)
-    write_whole(out / "config.json", json.dumps(config.as_dict(), indent=1))
-    for epoch in range(len(history), config.epochs):
-        began = time.time()
-        torch.manual_seed(1_000_003 * config.seed + epoch)  # an epoch does not depend on those before: resuming repeats it exactly
-        batches = tqdm(_batches(train, tokens, model.tower, config), f"epoch {epoch + 1}", steps, leave=False)
-        row = {"epoch": epoch + 1, **trainer.epoch(batches, train, queries[seen], sentences)}
-        scores = predict(trainer.average.module, data.val, queries[on_val], val_tokens, num_workers=config.num_workers)
-        row["val_seen_map"] = 100 * average_precision(scores, data.val.targets[:, on_val]).mean().item()
-        row["seconds"] = time.time() - began
-        history.append(row)
-        print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
-        trainer.save(out, history)
-        _write_history(out / "history.csv", history)
-
-    model = trainer.average.module
-    aside = out / "checkpoint.partial"
-    model.save(aside)
-    aside.rename(out / "checkpoint.safetensors")
-    metrics = evaluate(model, data, config) | {
-        "data": str(config.data), "config": config.as_dict(), "seed": config.seed, "epochs": config.epochs,
-        "seconds": round(time.time() - start, 1), "peak_memory_mb": round(peak_memory_mb()), "versions": versions(),
-    }
-    write_whole(out / "metrics.json", json.dumps(metrics, indent=1))
-    return metrics
-
-
-class Trainer:
-    """Model, average, optimiser and schedule: one epoch at a time, and their state on disk."""
-
-    def __init__(self, model, config, steps):
-        self.model, self.config = model, config
-        self.loss = CombinedLoss(config.alpha, config.beta)
-        decay, plain = [], []
-        for p in model.parameters():
-            (decay if p.ndim > 1 else plain).append(p)  # biases, norms and the logit scale are not decayed
-        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=config.lr)
-        # pct_start of exactly 0.2 divides by 0 in a run of 5 steps
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, config.lr, total_steps=steps, pct_start=0.2 + 1e-9)
-        self.average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema_decay))
-
-    def epoch(self, batches, train, queries, sentences):
-        """One pass over `batches` of (tokens or pixels, image indices). Returns the mean losses, scale and learning rate."""
-        self.model.train()
-        sums, count, device = torch.zeros(3), 0, self.config.device
-        seen = train.targets[:, : len(queries)]
-        for inputs, index in batches:
-            targets = seen[index]
-            labels, weights = sample_labels(targets, self.config.label_samples, self.config.weight_samples)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.config.amp):
-                tokens = inputs.to(device) if inputs.ndim == 3 else self.model.tokens(inputs.to(device))
-                logits, image, text = self.model(tokens, queries[labels], sentences[index].to(device))
-            loss, l_c, l_clip = self.loss(
-                logits, targets[:, labels].to(device), image, text, self.model.logit_scale, targets.to(device), weights.to(device)
-            )
-            if not loss.isfinite():
-                raise FloatingPointError(f"the loss became {loss.item()}: use a lower lr than {self.config.lr}")
-            self.optimiser.zero_grad()
-            loss.backward()
-            self.optimiser.step()
-            self.schedule.step()
-            self.average.update_parameters(self.model)
-            sums += len(index) * torch.stack([loss, l_c, l_clip]).detach().cpu()
-            count += len(index)
-        means = dict(zip(("loss", "l_c", "l_clip"), (sums / count).tolist()))
-        return means | {"logit_scale": self.model.logit_scale.item(), "lr": self.schedule.get_last_lr()[0]}
-
-    def save(self, out, history):
-        """Write the state after a whole epoch aside, then rename it: state.pt is always complete."""
-        state = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimiser", "schedule")}
-        torch.save(state | {"history": history, "config": self.config.as_dict()}, out / "state.partial")
-        os.replace(out / "state.partial", out / "state.pt")
-
-    def resume(self, out):
-        """Load the state that `save` wrote and return its history. Raises ValueError if it belongs to other settings."""
-        if not (out / "state.pt").is_file():
-            return []
-        state = torch.load(out / "state.pt", map_location=self.config.device, weights_only=True)
-        mine, free = self.config.as_dict(), {"resume", "device", "num_workers", "out_dir"}
-        if changed := [k for k in mine if k not in free and mine[k] != state["config"].get(k)]:
-            raise ValueError(f"{out / 'state.pt'} was made with another {', '.join(changed)}: resume with the same settings, or set resume False")
-        for k in ("model", "average", "optimiser", "schedule"):
-            getattr(self, k).load_state_dict(state[k])
-        return state["history"]
-
-
-def _moving_average(decay):
-    """An exponential moving average for AveragedModel; its decay rises to `decay`, so that a short run forgets its random start."""
-
-    def update(averaged, current, count):
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count.item()) / (10 + count.item())))
-
-    return update
-
-
-def sample_labels(targets, count, weighted=False):
-    """Labels to decode in a step: every one that is positive in the batch, and `count` of the others (0: all of them).
+    The best epoch has the highest mAP on val of labels that are seen but held out of the training (`hold_out`).
 
     Args:
-        targets: bool [B, L].
-        weighted: whether the sampled labels stand for all absent ones, so that the expectation of the loss is that of
-            the full one. Unweighted, absent labels weigh less than in the full loss.
+        data: a Data.
+        config: a Config. With `processes` it starts them itself; under `accelerate launch` it is one of them.
+        on_epoch: called with the rows of history.csv so far after every epoch (not with `processes`).
 
-    Returns: (indices [K], weights [K] for `asymmetric_loss`).
+    Returns: the contents of metrics.json.
+    Raises: FloatingPointError if the loss is no longer finite, OSError if the disk is full, RuntimeError if another run writes
+    to the folder, ValueError for settings that do not fit the data or the state. The last complete state is kept.
     """
-    present, absent = targets.any(0).nonzero().flatten(), (~targets.any(0)).nonzero().flatten()
-    sample = absent[torch.randperm(len(absent))[:count]] if count else absent
-    weight = len(absent) / max(1, len(sample)) if weighted else 1.0
-    return torch.cat([present, sample]), torch.cat([torch.ones(len(present)), torch.full((len(sample),), weight)])
+    if config.processes > 1 and "LOCAL_RANK" not in os.environ:
+        accelerate.notebook_launcher(fit, (data, config), num_processes=config.processes)
+        return json.loads((config.path("out_dir") / "metrics.json").read_text())
+    accelerate.PartialState(cpu=config.device == "cpu")  # joins the other processes, if there are any
+    folder = RunFolder(config.path("out_dir"), is_main())
+    try:
+        return Run(data, config, folder, on_epoch).run()
+    finally:
+        folder.close()
 
 
-def encode_sentences(split, labels, config):
-    """The text vector [M, S] of each image: its seen labels joined in one sentence, "a photo of sky, car and road".
+class Run:
+    """What `fit` does, in its order: `run` trains epoch after epoch and evaluates the best."""
 
-    With label_embeddings, which know no sentences, it is the mean of the labels' vectors, scaled to length 1.
-    """
-    targets = split.targets[:, labels.seen_index]
-    if config.label_embeddings:
-        vectors = label_vectors(config, labels.seen)
-        return torch.cat([F.normalize(part.float() @ vectors, dim=-1) for part in targets.split(4096)])
-    joined = [join_names([labels.names[i] for i in row.nonzero().flatten()]) for row in targets]
-    place = {sentence: i for i, sentence in enumerate(dict.fromkeys(joined))}  # equal label sets are encoded once
-    vectors = encode_texts([config.prompt.replace("{}", sentence) for sentence in place], config.text_tower, config.device)
-    return vectors[[place[sentence] for sentence in joined]]
+    def __init__(self, data, config, folder, on_epoch):
+        self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
+        self.began = self.saved = time.time()
+        state = self._state_to_resume()
+        folder.clear(keep_record=state is not None)
+        folder.write_text("config.json", json.dumps(config.as_dict(), indent=1))
+        self.asked, self.held = held_labels(data.labels, config)
+        self.queries = label_vectors(config, data.labels.names).to(config.device)
+        model = build_model(config, self.queries.shape[1]).to(config.device)
+        self.images = TrainingImages(data, self.asked, model, config)
+        self.val_tokens = tokens_of(model, data.val, data, config)
+        self.trainer = Trainer(model, config, config.epochs * self.images.steps)
+        self.position = {"epoch": 0, "step": 0, "sums": {}, "images": 0, "epoch_seconds": 0.0, "seconds": 0.0, "history": [], "best": None}
+        if state:
+            self.trainer.load(state)
+            self.position = state["position"]
+
+    def run(self):
+        position, config = self.position, self.config
+        with Interruption() as interruption:
+            try:
+                if position["epoch"] < config.epochs:
+                    self._announce()
+                while position["epoch"] < config.epochs and not self._stops_early():
+                    with interruption.held():
+                        self._train_epoch(interruption)
+                    row = self._row()
+                    with interruption.held():
+                        self._end_epoch(row)
+            except Stopped as stopped:
+                self._save()
+                done = f"stopped by {stopped} in epoch {position['epoch'] + 1} after step {position['step']} of {self.images.steps}"
+                print(f"{done}: the state is in {self.folder.path}, go on with resume True", flush=True)
+                stopped.end()
+        wait()  # for the checkpoint that the main process wrote
+        model = self.trainer.average.module
+        load_model(model, str(self.folder.path / "checkpoint.safetensors"))
+        metrics = evaluate(model, self.data, config) | {
+            "data": str(config.data), "config": config.as_dict(), "seed": config.seed, "epochs": position["epoch"],
+            "best_epoch": position["best"]["epoch"] if config.keep_best else position["epoch"], "chosen_by": self._criterion(),
+            "seconds": round(position["seconds"] + time.time() - self.began, 1), "peak_memory_mb": round(peak_memory_mb(config.device)),
+            "processes": rank_and_count()[1], "versions": versions(),
+        }  # fmt: skip
+        self.folder.write_text("metrics.json", json.dumps(metrics, indent=1))
+        return metrics
+
+    def _state_to_resume(self):
+        """The state to go on from, or None. Raises ValueError if it belongs to other settings."""
+        state = self.folder.load_state(self.config.device) if self.config.resume else None
+        mine = self.config.as_dict()
+        if state and (changed := [k for k in mine if k not in FREE and mine[k] != state["config"].get(k)]):
+            path = self.folder.path / "state.pt"
+            raise ValueError(f"{path} was made with another {', '.join(changed)}: resume with the same settings, or set resume False")
+        return state
+
+    def _train_epoch(self, interruption):
+        """The steps of the epoch that are still to do."""
+        position, config, images = self.position, self.config, self.images
+        batches = images.epoch(position["epoch"], position["step"])
+        bar = progress(batches, f"epoch {position['epoch'] + 1}", total=images.steps, initial=position["step"])
+        began, before = time.time(), position["epoch_seconds"]
+        for index, inputs in bar:
+            number = position["epoch"] * images.steps + position["step"]
+            seed_step(config, number)
+            try:
+                figures = self.trainer.step(index, inputs, self.queries[self.asked], images.targets, images.sentences)
+            except FloatingPointError as error:
+                place = f"epoch {position['epoch'] + 1}, step {position['step'] + 1} of {images.steps}, images {index[:8].tolist()}..."
+                remedy = f"use a lower lr than {config.lr}, or clip_grad" + (", or amp False" if config.amp else "")
+                raise FloatingPointError(f"{place}: {error}. {remedy}; the last good state is in {self.folder.path}") from None
+            self.folder.log(number + 1, figures)
+            for name, value in figures.items():
+                position["sums"][name] = position["sums"].get(name, 0.0) + len(index) * value
+            position["images"] += len(index)
+            position["step"] += 1
+            position["epoch_seconds"] = before + time.time() - began
+            due = is_main() and time.time() - self.saved >= 60 * config.save_minutes
+            stop, due = add_up(torch.tensor([interruption.signal is not None, due], dtype=torch.float32, device=config.device)).tolist()
+            if stop:
+                raise Stopped(interruption.signal)
+            if due and position["step"] < images.steps:
+                self._save()
+
+    def _row(self):
+        """The row of history.csv of the epoch that was just trained."""
+        position, config, model = self.position, self.config, self.trainer.average.module
+        row = {"epoch": position["epoch"] + 1} | {name: value / position["images"] for name, value in position["sums"].items()}
+        row |= {"logit_scale": self.trainer.model.logit_scale.item(), "lr": self.trainer.schedule.get_last_lr()[0]}
+        row |= {"images_per_s": position["images"] / position["epoch_seconds"], "memory_mb": peak_memory_mb(config.device)}
+        began = time.time()
+        row["val_seen_map"] = self._map(model, self.data.val, self.asked, self.val_tokens)
+        if len(self.held):
+            row["val_held_map"] = self._map(model, self.data.val, self.held, self.val_tokens)
+        if not config.choose_on_val:
+            row["test_map"] = self._map(model, self.data.test, self.data.labels.unseen_index, tokens_of(model, self.data.test, self.data, config))
+        return row | {"seconds": position["epoch_seconds"] + time.time() - began}
+
+    def _map(self, model, split, labels, tokens):
+        """mAP in percent of some labels on a split, nan if none of them occurs there."""
+        labels = labels[split.targets[:, labels].any(0)]
+        scores = predict(model, split, self.queries[labels], tokens, num_workers=self.config.num_workers)
+        return 100 * average_precision(scores, split.targets[:, labels]).mean().item()
+
+    def _criterion(self):
+        return "val_held_map" if self.config.choose_on_val and len(self.held) else "val_seen_map" if self.config.choose_on_val else "test_map"
+
+    def _end_epoch(self, row):
+        """Write down what the epoch brought, and its weights if it is the best."""
+        position, value = self.position, row[self._criterion()]
+        position["history"].append(row)
+        if position["best"] is None or not value <= position["best"]["value"]:  # nan, where val measures nothing: the last
+            position["best"] = {"epoch": row["epoch"], "value": value}
+        if position["best"]["epoch"] == row["epoch"] or not self.config.keep_best:
+            self.folder.save_model(self.trainer.average.module)
+        self.folder.write_history(position["history"])
+        self.folder.log(row["epoch"] * self.images.steps, {f"epoch/{name}": value for name, value in row.items() if name != "epoch"})
+        position |= {"epoch": row["epoch"], "step": 0, "sums": {}, "images": 0, "epoch_seconds": 0.0}
+        self._save()
+        if is_main():
+            print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+            if self.on_epoch:
+                self.on_epoch(position["history"])
+
+    def _stops_early(self):
+        best = self.position["best"]
+        return bool(self.config.patience and best and self.position["epoch"] - best["epoch"] >= self.config.patience)
+
+    def _save(self):
+        now = time.time()
+        position = self.position | {"seconds": self.position["seconds"] + now - self.began}
+        self.folder.save_state(self.trainer.state() | {"position": position, "config": self.config.as_dict()})
+        self.saved = now
+
+    def _announce(self):
+        """Time a first step, thrown away, and say how long the run will take and how much memory."""
+        images, config, position = self.images, self.config, self.position
+        step = images.time_step(self.trainer, self.queries[self.asked])
+        model, some = self.trainer.average.module, self.data.val.select(range(min(64, len(self.data.val))))
+        tokens, began = tokens_of(model, some, self.data, config), time.time()
+        predict(model, some, self.queries[self.asked], tokens, num_workers=config.num_workers)
+        per_image = (time.time() - began) / max(1, len(some))
+        epochs = config.epochs - position["epoch"]
+        evaluated = epochs * len(self.data.val) + len(self.data.test)
+        seconds = step * (epochs * images.steps - position["step"]) + per_image * evaluated
+        state = 2 * sum(p.numel() * p.element_size() for p in self.trainer.trained) / 1e6  # of Adam, not there yet
+        if is_main():
+            plan = f"{epochs} epochs of {images.steps} steps, {step * 1000:.0f} ms each, and {evaluated} images to evaluate"
+            print(f"{plan}: about {duration(seconds)}; memory about {(peak_memory_mb(config.device) + state) / 1000:.1f} GB", flush=True)
 
 
-def _batches(split, tokens, tower, config):
-    """Shuffled batches of (tokens or pixels, image indices)."""
-    order = torch.randperm(len(split))
-    if tokens is not None:
-        yield from ((tokens[index], index) for index in order.split(config.batch_size))
-    else:
-        loader = DataLoader(Pixels(split, tower.preprocess), config.batch_size, sampler=order.tolist(), num_workers=config.num_workers)
-        yield from ((pixels, index) for pixels, _, index in loader)
+class TrainingImages:
+    """The images that are trained on, with their targets and sentences, in batches that depend on seed and epoch alone."""
+
+    def __init__(self, data, asked, model, config):
+        rows = data.train.targets[:, asked].any(1).nonzero().flatten() if config.drop_unlabelled else torch.arange(len(data.train))
+        split = data.train.select(rows)
+        if not len(split):
+            raise ValueError("no training image carries a seen label: check labels.json and the train split")
+        self.split, self.config, self.steps = split, config, -(-len(split) // config.batch_size)
+        if len(split) // self.steps < (least := config.accumulate * rank_and_count()[1]):
+            raise ValueError(f"batch_size must give each of {least} parts (accumulate times processes) an image: a batch here holds {len(split) // self.steps}")
+        self.targets = split.targets[:, asked]
+        kept = data.folder / "tokens"
+        width = model.text_proj.in_features
+        self.sentences = encode_sentences(split, data.labels, config, asked, kept) if config.alpha else torch.zeros(len(split), width)
+        cached = not (config.train_image_tower or config.augment)
+        self.tokens = encode_images(model.tower, split, kept, num_workers=config.num_workers, device=config.device)[0] if cached else None
+        self.transform = augmented(model.tower.preprocess) if config.augment else model.tower.preprocess
+
+    def epoch(self, epoch, first=0):
+        """(numbers [B] of a batch's images, iterator of this process's parts of them) from step `first` on.
+
+        Batches differ by an image at most, so that none is too small to share out or to take the statistics of.
+        """
+        seed = hash((self.config.seed, epoch))
+        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed))
+        batches = order.tensor_split(self.steps)[first:]
+        mine = [part for index in batches for part in parts(index, self.config.accumulate)]
+        if self.tokens is not None:
+            inputs = (self.tokens[part] for part in mine)
+        else:
+            pixels = Pixels(self.split, self.transform, seed)
+            loader = DataLoader(pixels, batch_sampler=[part.tolist() for part in mine], num_workers=self.config.num_workers, pin_memory=self.config.device != "cpu")
+            inputs = (images for images, *_ in loader)
+        for index in batches:
+            yield index, islice(inputs, self.config.accumulate)
+
+    def time_step(self, trainer, queries):
+        """Seconds of a step with its loading, after one that is not timed."""
+        seconds, before = 0.0, time.time()
+        for index, inputs in islice(self.epoch(0), 2):
+            trainer.rehearse(index, inputs, queries, self.targets, self.sentences)
+            seconds, before = time.time() - before, time.time()
+        return seconds
 
 
-def write_whole(path, text):
-    """Write a text file so that it is there as a whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text + "\n")
-    os.replace(aside, path)
+def held_labels(labels, config):
+    """(indices of the seen labels asked in training, of those held out of it to choose the epoch)."""
+    count = round(config.hold_out * len(labels.seen))
+    return held_out(labels, count, config.seed) if count else (labels.seen_index, torch.arange(0))
 
 
-def _write_history(path, history):
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, history[0])
-        writer.writeheader()
-        writer.writerows(history)
+def seed_step(config, number):
+    """Seed the random numbers of a step: alike in all processes, but for what GPUs draw on their own (dropout)."""
+    rank, _ = rank_and_count()
+    torch.manual_seed(hash((config.seed, number)))
+    if rank and config.device.startswith("cuda"):
+        torch.cuda.manual_seed(hash((config.seed, number, rank)))
 
 
-def peak_memory_mb():
-    """Peak resident memory of this process in MB."""
+def peak_memory_mb(device="cpu"):
+    """Peak memory in MB: of a GPU what torch has allocated there, else the resident memory of this process."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def duration(seconds):
+    """"2 min 5 s" """
+    hours, minutes, seconds = int(seconds // 3600), int(seconds % 3600 // 60), math.ceil(seconds % 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def versions():
     """Versions that a result depends on."""
-    return {"python": platform.python_version(), "clipdec": __version__, "torch": torch.__version__, "open_clip": open_clip.__version__}
+    return {"python": platform.python_version(), "clipdec": __version__} | {m.__name__: m.__version__ for m in (torch, open_clip, timm, accelerate)}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="JSON file with a preset and any parameters of notebooks/04_train.ipynb, such as the config.json of a run")
+    parser.add_argument("--resume", action="store_true", help="go on from the state in the run folder")
+    args = parser.parse_args(arguments)
+    with open(args.config, encoding="utf8") as file:
+        settings = json.load(file)
+    config = Config.from_parameters(settings | ({"resume": True} if args.resume else {}))
+    metrics = fit(load_data(config.data), config)
+    if is_main():
+        print(result_table(metrics))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Which share of the work is this process's, and putting the shares together again. With one process, all of it."""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn
+import torch.nn.functional as F
+
+
+def rank_and_count():
+    """(number of this process, number of processes), (0, 1) outside a launcher."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def is_main():
+    return rank_and_count()[0] == 0
+
+
+def share(rows):
+    """This process's part of a tensor's rows: consecutive ones, of every process nearly as many."""
+    rank, count = rank_and_count()
+    return rows.tensor_split(count)[rank]
+
+
+def place(total):
+    """(first, end) of this process's `share` of `total` rows."""
+    part = share(torch.arange(total))
+    first = int(part[0]) if len(part) else 0
+    return first, first + len(part)
+
+
+def gather(rows, total):
+    """The shares of all processes as one tensor of `total` rows, each once and in order; gradients flow back to each share."""
+    _, count = rank_and_count()
+    if count == 1 or not total:
+        return rows
+    sizes = [len(part) for part in torch.arange(total).tensor_split(count)]
+    padded = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, sizes[0] - len(rows)))  # all must be as long as the first
+    parts = torch.distributed.nn.all_gather(padded.to("cuda" if dist.get_backend() == "nccl" else "cpu").contiguous())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)]).to(rows.device)
+
+
+def add_up(values):
+    """The sum of a tensor over all processes."""
+    if rank_and_count()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def wait():
+    """Return when all processes have come here."""
+    if rank_and_count()[1] > 1:
+        dist.barrier()

@@ -1,0 +1,101 @@
+"""The folder of a run: files that are there whole or not at all, the last complete state, and the record of the training."""
+
+import csv
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch.utils.tensorboard import SummaryWriter
+
+
+@contextmanager
+def whole(path):
+    """A path to write to; what was written there is flushed to the disk and renamed to `path`, or removed after an error.
+
+    Raises OSError that says so if the disk is full. What was at `path` before is intact then.
+    """
+    aside = Path(f"{path}.partial")
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        folder = os.open(Path(path).parent, os.O_RDONLY)
+        os.fsync(folder)  # the new name, too
+        os.close(folder)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, f"the disk is full: {path} could not be written, what was there before is intact; make room") from error
+        raise
+
+
+class RunFolder:
+    """What a run keeps, written by the main process alone (`main`); the others only read.
+
+    Raises: RuntimeError if another run writes to this folder at the same time.
+    """
+
+    def __init__(self, path, main=True):
+        self.path, self.main, self.writer = path, main, None
+        path.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(path / "lock", timeout=0)
+        if main:
+            try:
+                self.lock.acquire()
+            except Timeout:
+                raise RuntimeError(f"another run is writing to {path}: wait for it, or choose another out_dir") from None
+
+    def close(self):
+        if self.writer:
+            self.writer.close()
+        self.lock.release()
+
+    def clear(self, keep_record):
+        """Remove old results, which must not stand beside new settings, and without `keep_record` what led to them."""
+        if self.main:
+            for name in ("metrics.json",) if keep_record else ("metrics.json", "checkpoint.safetensors", "history.csv", "state.pt"):
+                (self.path / name).unlink(missing_ok=True)
+            if not keep_record:
+                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
+    def write_text(self, name, text):
+        if self.main:
+            with whole(self.path / name) as aside:
+                aside.write_text(text + "\n", encoding="utf8")
+
+    def save_model(self, model):
+        """checkpoint.safetensors, what an evaluation loads."""
+        if self.main:
+            with whole(self.path / "checkpoint.safetensors") as aside:
+                model.save(aside)
+
+    def save_state(self, state):
+        """state.pt, from which a run goes on."""
+        if self.main:
+            with whole(self.path / "state.pt") as aside, open(aside, "wb") as file:
+                torch.save(state, file)
+
+    def load_state(self, device):
+        """The last complete state, or None."""
+        path = self.path / "state.pt"
+        return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+
+    def write_history(self, history):
+        """history.csv, a row an epoch."""
+        if self.main and history:
+            with whole(self.path / "history.csv") as aside, open(aside, "w", newline="") as file:
+                writer = csv.DictWriter(file, history[0])
+                writer.writeheader()
+                writer.writerows(history)
+
+    def log(self, step, scalars):
+        """TensorBoard scalars of a step, `tensorboard --logdir runs`; those of later steps, from before a resume, are dropped."""
+        if self.main:
+            self.writer = self.writer or SummaryWriter(self.path / "tensorboard", purge_step=step)
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
