@@ -1,7 +1,11 @@
-"""Training from cached tokens against encoding anew, the loader against decoding alone, and a step against the tower alone."""
+"""Training: from cached tokens or not, from the disk or from memory, the loader, the head's share of a step, the paper's setting."""
 
+import copy
 import io
+import os
 import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import timm
 import torch
@@ -9,35 +13,39 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from benchmarks.timing import side_by_side
-from clipdec import CombinedLoss, Config
-from clipdec.data import Pixels, encode_images, load_data
+from benchmarks.photos import draw, run_prepare
+from benchmarks.timing import peak_memory, side_by_side
+from clipdec import Config
+from clipdec.data import Pixels, load_data
 from clipdec.model import CLIPDecoder, build_model, label_vectors
 from clipdec.towers import ImageTower
-from clipdec.training import Trainer, _batches, encode_sentences
+from clipdec.trainer import Trainer, precision
+from clipdec.training import TrainingImages, peak_memory_mb
 
 
 def epochs(data, device):
     """An epoch of the default run over 1,600 scenes, tokens cached or not."""
-    config = Config(device=device)
-    train, seen = data.train.select(range(1600)), data.labels.seen_index
+    config, seen = Config(device=device), data.labels.seen_index
     queries = label_vectors(config, data.labels.names)[seen].to(device)
     model = build_model(config, queries.shape[1]).to(device)
+    images = TrainingImages(replace(data, train=data.train.select(range(1600))), seen, model, config)
+    anew = copy.copy(images)
+    anew.tokens = None
     model.tower.to(device)
-    tokens, sentences = encode_images(model.tower, train, device=device)[0], encode_sentences(train, data.labels, config)
     trainer = Trainer(model, config, 10_000)
 
-    def epoch(tokens):
-        trainer.epoch(_batches(train, tokens, model.tower, config), train, queries, sentences)
+    def epoch(images):
+        for index, inputs in images.epoch(0):
+            trainer.step(index, inputs, queries, images.targets, images.sentences)
 
-    t = side_by_side({"cached": lambda: epoch(tokens), "encoded": lambda: epoch(None)}, 2)
+    t = side_by_side({"cached": lambda: epoch(images), "encoded": lambda: epoch(anew)}, 2)
     yield "epoch that encodes images / epoch from cached tokens", t["encoded"] / t["cached"], f"{1600 / t['cached']:.0f} images/s from tokens"
 
 
 def loader(data):
     """The loader of one process against decoding the same files."""
     train = data.train.select(range(1000))
-    files, transform = [cell["bytes"] for cell in train.rows["image"]], ImageTower("mini").preprocess
+    files, transform = [cell["bytes"] for cell in data.train.rows[:1000]["image"]], ImageTower("mini").preprocess
 
     def load():
         for _ in DataLoader(Pixels(train, transform), 32):
@@ -51,30 +59,82 @@ def loader(data):
     yield "loader images/s / bare loop of decode and transform", t["decode"] / t["loader"], f"{1000 / t['loader']:.0f} images/s"
 
 
-def step(device):
-    """A step of a trained ResNet-18 at 224 px with the head, against the tower alone."""
+def random_weights(name, folder):
+    """A file with random weights of a timm network."""
+    path = Path(folder) / f"{name}.safetensors"
+    save_file({k: v.contiguous() for k, v in timm.create_model(name).state_dict().items()}, path)
+    return path
+
+
+def end_to_end(device, batch_size=16, batches=8):
+    """Training a ResNet-18 at 224 px on stored photos of 256 px, against the same steps fed with tensors that are in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        count = batch_size * batches
+        draw(Path(folder) / "photos", 3 * count)  # of which the first ones are trained on
+        run_prepare(Path(folder) / "photos", Path(folder) / "data")
+        data = load_data(Path(folder) / "data")
+        data = replace(data, train=data.train.select(range(count)))
+        settings = {"device": device, "image_tower": "timm:resnet18", "image_weights": str(random_weights("resnet18", folder)), "train_image_tower": True}
+        for augment in (False, True):
+            config = Config(**settings, batch_size=batch_size, embed_dim=768, augment=augment, num_workers=1 if device == "cpu" else os.cpu_count())
+            queries = label_vectors(config, data.labels.names)[data.labels.seen_index].to(device)
+            model = build_model(config, queries.shape[1]).to(device)
+            images = TrainingImages(data, data.labels.seen_index, model, config)
+            trainer = Trainer(model, config, 10_000)
+            ready = [(index, [x.to(device) for x in inputs]) for index, inputs in images.epoch(0)]
+
+            def train(batches, images=images, trainer=trainer, queries=queries):
+                for index, inputs in batches:
+                    trainer.step(index, inputs, queries, images.targets, images.sentences)
+
+            t = side_by_side({"disk": lambda train=train, images=images: train(images.epoch(0)), "memory": lambda train=train, ready=ready: train(ready)}, 3)
+            what = "with RandAugment and Cutout" if augment else "without augmentation"
+            yield f"training ResNet-18 at 224 px from the disk {what}, images/s / from memory", t["memory"] / t["disk"], f"{count / t['disk']:.1f} images/s"
+
+
+def paper_step(device, batch_size, amp):
+    """Functions that make a whole step of the paper's setting, and one of its tower alone: TResNet-M, 224 px, 925 labels."""
+    config = Config(preset="paper", device=device, batch_size=batch_size, amp=amp)
     torch.manual_seed(0)
-    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-        save_file({k: v.contiguous() for k, v in timm.create_model("resnet18").state_dict().items()}, file.name)
-        model = CLIPDecoder(ImageTower("timm:resnet18", file.name), 512, 512, train_tower=True).to(device).train()
-    pixels, queries, sentences = torch.rand(16, 3, 224, 224, device=device), torch.randn(80, 512, device=device), torch.randn(16, 512, device=device)
-    targets, loss = (torch.rand(16, 80, device=device) < 0.05), CombinedLoss()
+    with tempfile.TemporaryDirectory() as folder:
+        tower = ImageTower(config.image_tower.replace(".miil_in21k", ""), random_weights("tresnet_m", folder))
+    model = CLIPDecoder(tower, 512, 1024, config.embed_dim, train_tower=True).to(device)
+    trainer = Trainer(model, config, 1000)
+    pixels, queries, sentences = torch.rand(batch_size, 3, 224, 224), torch.randn(925, 512, device=device), torch.randn(batch_size, 1024)
+    targets = torch.rand(batch_size, 925) < 0.005
+    on_device = pixels.to(device)
 
-    def whole():
+    def alone():
         model.zero_grad()
-        logits, image, text = model(model.tokens(pixels), queries, sentences)
-        loss(logits, targets, image, text, model.logit_scale)[0].backward()
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision(config) != "no"):
+            tokens = model.tower(on_device)[0]
+        tokens.float().square().mean().backward()
+        if device != "cpu":
+            torch.cuda.synchronize()
 
-    def tower():
-        model.zero_grad()
-        model.tokens(pixels).sum().backward()
+    return lambda: trainer.step(torch.arange(batch_size), [pixels], queries, targets, sentences), alone
 
-    t = side_by_side({"whole": whole, "tower": tower}, 3)
-    yield "step of ResNet-18, head and losses / the tower alone", t["whole"] / t["tower"], f"{16 / t['whole']:.0f} images/s"
+
+def two_steps(batch_size, amp):
+    step, _ = paper_step("cpu", batch_size, amp)
+    step()
+    step()
+
+
+def paper(device):
+    """A step of the paper's setting at full size."""
+    batch_size, amp = (8, False) if device == "cpu" else (56, True)
+    step, alone = paper_step(device, batch_size, amp)
+    t = side_by_side({"step": step, "tower": alone}, 2 if device == "cpu" else 20)
+    memory = peak_memory(two_steps, batch_size, amp) if device == "cpu" else peak_memory_mb(device)
+    what = f"paper's setting, batch {batch_size}, {'mixed precision' if amp else 'float32'}"
+    yield f"{what}: whole step / TResNet-M alone", t["step"] / t["tower"], f"{batch_size / t['step']:.1f} images/s, {batch_size / t['tower']:.1f} of the tower alone"
+    yield f"{what}: peak memory (MB)", memory, "of the process, imports included" if device == "cpu" else "of the GPU"
 
 
 def figures(device="cpu"):
     data = load_data("emoji")
     yield from epochs(data, device)
     yield from loader(data)
-    yield from step(device)
+    yield from end_to_end(device)
+    yield from paper(device)

@@ -90,7 +90,7 @@ class Config:
         frozen = "False with a frozen tower: it trains nothing there (set train_image_tower)"
         self._require("checkpoint_tower", self.train_image_tower or not self.checkpoint_tower, frozen)
         if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.device = "cuda" if _is_there("cuda") else "cpu"
         self._require("device", _is_there(self.device), "auto, cpu, or a device that this torch has")
 
     def _require(self, name, holds, wanted):

@@ -4,6 +4,7 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
 
@@ -88,9 +89,17 @@ def curves(history):
     """Losses and validation mAP by epoch. history: rows of history.csv, numbers."""
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.5), layout="constrained")
     epochs = [row["epoch"] for row in history]
-    for axis, key, title in zip(axes, ("l_c", "l_clip", "val_seen_map"), ("L_c, asymmetric loss", "L_clip, alignment loss", "mAP of seen labels on val, %")):
-        axis.plot(epochs, [row[key] for row in history], marker="o", markersize=3, color=SEEN)
+    for axis, title, lines in (
+        (axes[0], "L_c, asymmetric loss", {"l_c": ("", "-", "#444444")}),
+        (axes[1], "L_clip, alignment loss", {"l_clip": ("", "-", "#444444")}),
+        (axes[2], "mAP on val, %", {"val_seen_map": ("seen labels", "-", SEEN), "val_held_map": ("held out of training", "--", UNSEEN)}),
+    ):
+        for key, (name, style, colour) in lines.items():
+            if key in history[0]:
+                axis.plot(epochs, [row[key] for row in history], style, marker="o", markersize=3, color=colour, label=name)
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[2].legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -4,20 +4,18 @@ import csv
 import errno
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
 
 @contextmanager
 def whole(path):
-    """A path to write to; what was written there is flushed to the disk and renamed to `path`, or removed after an error.
-
-    Raises OSError that says so if the disk is full. What was at `path` before is intact then.
-    """
+    """A path to write to; what was written there is flushed to the disk and renamed to `path`, or removed after an error."""
     aside = Path(f"{path}.partial")
     try:
         yield aside
@@ -27,11 +25,26 @@ def whole(path):
         folder = os.open(Path(path).parent, os.O_RDONLY)
         os.fsync(folder)  # the new name, too
         os.close(folder)
-    except BaseException as error:
+    except BaseException:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, f"the disk is full: {path} could not be written, what was there before is intact; make room") from error
         raise
+
+
+@contextmanager
+def full_disk_explained(folder):
+    """Turn what the libraries raise when the disk is full into one OSError that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, f"the disk is full ({error}): make room, then go on with resume True; the last state in {folder} is whole") from error
+        raise
+
+
+def read_history(path):
+    """The rows of history.csv of a run folder, as numbers."""
+    with open(Path(path) / "history.csv", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 class RunFolder:
@@ -51,8 +64,9 @@ class RunFolder:
                 raise RuntimeError(f"another run is writing to {path}: wait for it, or choose another out_dir") from None
 
     def close(self):
-        if self.writer:
-            self.writer.close()
+        with suppress(OSError):  # of a full disk, which the run itself has met
+            if self.writer:
+                self.writer.close()
         self.lock.release()
 
     def clear(self, keep_record):

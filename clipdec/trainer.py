@@ -105,7 +105,7 @@ class Trainer:
             self.model.decoder.dropout.place = (*place(len(part)), len(part))
             with self.accelerator.no_sync(self.objective) if number < len(everyone) else nullcontext():
                 loss, *terms = self.objective(
-                    images.to(device), queries[labels], sentences[mine].to(device), targets[mine][:, labels].to(device), targets[part].to(device), weights.to(device)
+                    images.to(device, non_blocking=True), queries[labels], sentences[mine].to(device), targets[mine][:, labels].to(device), targets[part].to(device), weights.to(device)
                 )
                 self.accelerator.backward(loss * (len(part) / len(index)))
             sums += torch.stack(terms) * (len(part) / len(index))
@@ -144,10 +144,15 @@ def parts(index, accumulate):
 
 
 def precision(config):
-    """The mixed precision of a run, as accelerate names it: bfloat16 where the device computes with it."""
+    """The mixed precision of a run, as accelerate names it: bfloat16 where the device computes with it, else float16.
+
+    A processor without either is several times slower with them than in float32, so it stays with that.
+    """
     if not config.amp:
         return "no"
-    return "fp16" if config.device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False) else "bf16"
+    if config.device == "cpu":
+        return "bf16" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "no"
+    return "bf16" if not config.device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def sample_labels(targets, count, weighted=False):

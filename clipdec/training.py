@@ -12,13 +12,15 @@ import platform
 import resource
 import sys
 import time
-from itertools import islice
+from itertools import islice, pairwise
 
 import accelerate
 import open_clip
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_model
+from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.data import DataLoader
 
 from clipdec.config import Config
@@ -29,7 +31,7 @@ from clipdec.metrics import average_precision
 from clipdec.model import build_model, encode_sentences, label_vectors
 from clipdec.processes import add_up, is_main, rank_and_count, wait
 from clipdec.progress import progress
-from clipdec.run_folder import RunFolder
+from clipdec.run_folder import RunFolder, full_disk_explained
 from clipdec.trainer import Trainer, parts
 from clipdec.version import __version__
 
@@ -57,12 +59,14 @@ def fit(data, config, on_epoch=None):
     to the folder, ValueError for settings that do not fit the data or the state. The last complete state is kept.
     """
     if config.processes > 1 and "LOCAL_RANK" not in os.environ:
-        accelerate.notebook_launcher(fit, (data, config), num_processes=config.processes)
+        AcceleratorState._reset_state(reset_partial_state=True)  # left by a run in this process, in the way of the launcher
+        accelerate.notebook_launcher(fit, (data, config), num_processes=config.processes, use_port=str(get_free_port()))
         return json.loads((config.path("out_dir") / "metrics.json").read_text())
     accelerate.PartialState(cpu=config.device == "cpu")  # joins the other processes, if there are any
     folder = RunFolder(config.path("out_dir"), is_main())
     try:
-        return Run(data, config, folder, on_epoch).run()
+        with full_disk_explained(folder.path):
+            return Run(data, config, folder, on_epoch).run()
     finally:
         folder.close()
 
@@ -79,6 +83,7 @@ class Run:
         self.asked, self.held = held_labels(data.labels, config)
         self.queries = label_vectors(config, data.labels.names).to(config.device)
         model = build_model(config, self.queries.shape[1]).to(config.device)
+        model.tower.to(config.device)  # a frozen one is no part of the model
         self.images = TrainingImages(data, self.asked, model, config)
         self.val_tokens = tokens_of(model, data.val, data, config)
         self.trainer = Trainer(model, config, config.epochs * self.images.steps)
@@ -160,18 +165,20 @@ class Run:
         row |= {"logit_scale": self.trainer.model.logit_scale.item(), "lr": self.trainer.schedule.get_last_lr()[0]}
         row |= {"images_per_s": position["images"] / position["epoch_seconds"], "memory_mb": peak_memory_mb(config.device)}
         began = time.time()
-        row["val_seen_map"] = self._map(model, self.data.val, self.asked, self.val_tokens)
-        if len(self.held):
-            row["val_held_map"] = self._map(model, self.data.val, self.held, self.val_tokens)
+        groups = {"val_seen_map": self.asked} | ({"val_held_map": self.held} if len(self.held) else {})
+        row |= self._maps(model, self.data.val, groups, self.val_tokens)
         if not config.choose_on_val:
-            row["test_map"] = self._map(model, self.data.test, self.data.labels.unseen_index, tokens_of(model, self.data.test, self.data, config))
+            tokens = tokens_of(model, self.data.test, self.data, config)
+            row |= self._maps(model, self.data.test, {"test_map": self.data.labels.unseen_index}, tokens)
         return row | {"seconds": position["epoch_seconds"] + time.time() - began}
 
-    def _map(self, model, split, labels, tokens):
-        """mAP in percent of some labels on a split, nan if none of them occurs there."""
+    def _maps(self, model, split, groups, tokens):
+        """mAP in percent of groups of labels {name: indices} on a split, nan for one that does not occur there."""
+        labels = torch.cat([*groups.values()])
         labels = labels[split.targets[:, labels].any(0)]
         scores = predict(model, split, self.queries[labels], tokens, num_workers=self.config.num_workers)
-        return 100 * average_precision(scores, split.targets[:, labels]).mean().item()
+        precisions = 100 * average_precision(scores, split.targets[:, labels])
+        return {name: precisions[torch.isin(labels, group)].mean().item() for name, group in groups.items()}
 
     def _criterion(self):
         return "val_held_map" if self.config.choose_on_val and len(self.held) else "val_seen_map" if self.config.choose_on_val else "test_map"
@@ -258,12 +265,12 @@ class TrainingImages:
             yield index, islice(inputs, self.config.accumulate)
 
     def time_step(self, trainer, queries):
-        """Seconds of a step with its loading, after one that is not timed."""
-        seconds, before = 0.0, time.time()
-        for index, inputs in islice(self.epoch(0), 2):
+        """Seconds of a step with its loading: the shorter of two, after one that is slower for being the first."""
+        times = [time.time()]
+        for index, inputs in islice(self.epoch(0), 3):
             trainer.rehearse(index, inputs, queries, self.targets, self.sentences)
-            seconds, before = time.time() - before, time.time()
-        return seconds
+            times.append(time.time())
+        return min(b - a for a, b in pairwise(times))
 
 
 def held_labels(labels, config):
@@ -289,7 +296,8 @@ def peak_memory_mb(device="cpu"):
 
 def duration(seconds):
     """"2 min 5 s" """
-    hours, minutes, seconds = int(seconds // 3600), int(seconds % 3600 // 60), math.ceil(seconds % 60)
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import clipdec
 from clipdec import Config
+from clipdec.config import PRESETS
 
 ROOT = Path(clipdec.__file__).resolve().parents[1]
 
@@ -16,7 +17,7 @@ ROOT = Path(clipdec.__file__).resolve().parents[1]
     "name, value, wanted",
     [
         ("data", 3, "a text"),
-        ("out_dir", None, "a text"),
+        ("out_dir", 4, "a text"),
         ("image_weights", 1.5, "a text"),
         ("label_embeddings", True, "a text"),
         ("train_image_tower", "false", "True or False"),
@@ -26,11 +27,11 @@ ROOT = Path(clipdec.__file__).resolve().parents[1]
         ("epochs", "10", "a whole number"),
         ("epochs", 2.0, "a whole number"),
         ("epochs", True, "a whole number"),
-        ("seed", None, "a whole number"),
+        ("seed", "0", "a whole number"),
         ("batch_size", False, "a whole number"),
         ("lr", "1e-4", "a number"),
         ("lr", True, "a number"),
-        ("alpha", None, "a number"),
+        ("alpha", False, "a number"),
         ("ema_decay", [0.9], "a number"),
     ],
 )
@@ -50,6 +51,8 @@ def test_a_text_for_a_number_names_papermills_option():
         ("epochs", 0), ("epochs", -1), ("batch_size", 0), ("embed_dim", 0), ("embed_dim", 20), ("embed_dim", -8),
         ("alpha", -0.1), ("beta", -1), ("weight_decay", -1e-3), ("label_samples", -1), ("num_workers", -1), ("seed", -1),
         ("lr", 0), ("lr", -1e-3), ("lr", float("nan")), ("alpha", float("nan")), ("ema_decay", 1), ("ema_decay", 1.5), ("ema_decay", -0.1),
+        ("accumulate", 0), ("processes", 0), ("clip_grad", -1), ("patience", -1), ("save_minutes", -0.1), ("dropout", 1), ("hold_out", 1), ("hold_out", -0.1),
+        ("optimiser", "sgd"), ("checkpoint_tower", True), ("device", "cuda:99"),
         ("prompt", "a photo"), ("prompt", "{} and {}"), ("device", "gpu"), ("device", "cuda:x"),
     ],
 )  # fmt: skip
@@ -81,7 +84,36 @@ def test_values_at_the_edge_are_kept(values):
 def test_defaults_are_valid_and_the_device_is_found():
     config = Config()
     assert config.device in ("cpu", "cuda")
-    assert {f.name: f.default for f in fields(Config)} | {"device": config.device} == config.as_dict()
+    assert set(PRESETS["mini"]) | {"preset", "image_weights", "sentence_tower", "label_embeddings"} == {f.name for f in fields(Config)}
+    expected = {f.name: PRESETS["mini"].get(f.name) for f in fields(Config)} | {"preset": "mini", "device": config.device}
+    assert expected == config.as_dict()
+
+
+def test_what_a_preset_sets_and_what_goes_before_it():
+    config = Config(preset="paper", epochs=3, device="cpu")
+    assert (config.image_tower, config.batch_size, config.optimiser) == ("timm:tresnet_m.miil_in21k", 56, "adam")
+    assert (config.epochs, config.seed) == (3, 0)
+    assert config.as_dict() | {"epochs": 40} == Config(preset="paper", device="cpu").as_dict()
+    assert Config(preset="paper", epochs=4).epochs == 4  # also where it is the default of another preset
+    for preset in PRESETS.values():
+        assert set(preset) <= {f.name for f in fields(Config)}
+
+
+def test_the_paper_preset_is_the_setting_of_the_authors_code():
+    config = Config(preset="paper", device="cpu")
+    expected = {
+        "image_tower": "timm:tresnet_m.miil_in21k", "train_image_tower": True, "text_tower": "open_clip:ViT-B-32/openai", "sentence_tower": "open_clip:RN50/openai",
+        "prompt": "a photo of {}", "embed_dim": 768, "dropout": 0.1, "alpha": 1.0, "beta": 1.0, "optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-2,
+        "epochs": 40, "batch_size": 56, "amp": True, "ema_decay": 0.9997, "augment": True, "label_samples": 0,
+    }  # fmt: skip
+    assert {k: v for k, v in config.as_dict().items() if k in expected} == expected
+    fixed = ("train_projections", "learn_scale", "mask_equal", "choose_on_val", "keep_best", "drop_unlabelled")
+    assert all(getattr(Config(preset=preset), name) is True for preset in PRESETS for name in fixed)
+
+
+def test_unknown_presets():
+    with pytest.raises(ValueError, match="preset must be one of mini, clip, paper, got 'large'"):
+        Config(preset="large")
 
 
 def test_a_whole_number_for_a_float_becomes_one():

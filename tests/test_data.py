@@ -10,8 +10,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from clipdec import hold_out, load_data
-from clipdec.data import encode_images
-from clipdec.towers import ImageTower
 from data_prep import emoji_scenes
 from data_prep.emoji_scenes import concepts, glyph, prepare, scene
 
@@ -287,47 +285,3 @@ def test_the_seed_chooses_what_is_held_out(tiny):
 def test_hold_out_errors(tiny, count):
     with pytest.raises(ValueError, match="count must be from 1 to 924"):
         hold_out(tiny, count)
-
-
-# ---- cached tokens ----------------------------------------------------------------------------------------------
-
-
-def test_cached_tokens_equal_fresh_ones(tiny, tmp_path, monkeypatch):
-    tower = ImageTower("mini")
-    fresh = encode_images(tower, tiny.val, batch_size=7)
-    first = encode_images(tower, tiny.val, tmp_path, batch_size=30)
-    monkeypatch.setattr(ImageTower, "forward", lambda *args: 1 / 0)  # nothing may be computed again
-    again = encode_images(tower, tiny.val, tmp_path)
-    for a, b in zip(first, again):
-        assert a.dtype == b.dtype and torch.equal(a, b)
-    for a, b in zip(first, fresh):
-        torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=5e-3)
-    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
-
-
-def test_tokens_are_those_of_each_image(tiny):
-    tower = ImageTower("mini")
-    tokens, vectors = encode_images(tower, tiny.val, batch_size=8)
-    assert tokens.shape == (30, 64, tower.num_features) and tokens.dtype == torch.float16 and vectors.dtype == torch.float32
-    with torch.no_grad():
-        for i in (0, 8, 29):
-            token, vector = tower(tower.preprocess(tiny.val.image(i))[None])
-            torch.testing.assert_close(tokens[i].float(), token[0], rtol=2e-3, atol=2e-3)
-            torch.testing.assert_close(vectors[i], vector[0], rtol=0, atol=1e-4)
-
-
-def test_other_weights_and_other_images_are_cached_apart(tiny, tmp_path):
-    tower, other = ImageTower("mini"), ImageTower("mini")
-    with torch.no_grad():
-        other.trunk.proj.mul_(2)
-    two, reordered = tiny.val.select([0, 1]), tiny.val.select([1, 0])
-    vectors = encode_images(tower, two, tmp_path)[1]
-    torch.testing.assert_close(encode_images(other, two, tmp_path)[1], 2 * vectors, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(encode_images(tower, reordered, tmp_path)[1], vectors.flip(0), rtol=1e-4, atol=1e-4)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_no_images_have_no_tokens(tiny):
-    tower = ImageTower("mini")
-    tokens, vectors = encode_images(tower, tiny.val.select([]))
-    assert tokens.shape == (0, 64, tower.num_features) and vectors.shape == (0, tower.embed_dim)

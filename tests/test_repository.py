@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from clipdec import Config
+from clipdec.config import PRESETS
 
 try:
     import tomllib
@@ -61,8 +62,17 @@ def test_the_parameters_are_those_of_config():
     for node in ast.parse(parameters_cell()).body:
         assert isinstance(node, ast.AnnAssign), f"line {node.lineno}: one `name: type = value` a line"
         found[node.target.id] = (eval(ast.unparse(node.annotation), {"Optional": typing.Optional}), ast.literal_eval(node.value))
-    assert found == {f.name: (f.type, f.default) for f in fields(Config)}
     assert list(found) == [f.name for f in fields(Config)]
+    by_presets = {name for other in ("clip", "paper") for name in PRESETS[other]}
+    for field in fields(Config):
+        kind, value = found[field.name]
+        default = "mini" if field.name == "preset" else PRESETS["mini"].get(field.name)
+        if field.name in by_presets:  # None stands for the preset's value
+            kind, value = typing.get_args(kind)[0], default if value is None else "the preset could not set it"
+            assert kind == (typing.get_args(field.type) or (field.type,))[0], field.name
+        else:
+            assert kind == field.type, field.name
+        assert value == default, field.name
 
 
 def test_each_parameter_says_what_it_is():
