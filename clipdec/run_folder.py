@@ -35,9 +35,12 @@ def full_disk_explained(folder):
     """Turn what the libraries raise when the disk is full into one OSError that says what to do."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
-            raise OSError(errno.ENOSPC, f"the disk is full ({error}): make room, then go on with resume True; the last state in {folder} is whole") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = error
+        while cause:  # torch.save raises a RuntimeError over the OSError
+            if getattr(cause, "errno", None) == errno.ENOSPC or "os error 28" in str(cause):
+                raise OSError(errno.ENOSPC, f"the disk is full ({cause}): make room, then go on with resume True; the last state in {folder} is whole") from error
+            cause = cause.__context__
         raise
 
 

@@ -136,7 +136,7 @@ def test_misspelt_parameters(name, close):
 
 
 def test_parameters_like_no_other():
-    with pytest.raises(ValueError, match="unknown parameter 'zzzz': known are alpha, .*weight_decay"):
+    with pytest.raises(ValueError, match="unknown parameter 'zzzz': known are accumulate, .*weight_samples"):
         Config.from_parameters({"zzzz": None})
 
 

@@ -101,5 +101,5 @@ def test_one_process_has_everything():
 
 
 def test_too_small_a_batch_for_its_parts(tiny, settings, tmp_path):
-    with pytest.raises(ValueError, match="batch_size must give each of 7 parts .* a batch here holds 6"):
+    with pytest.raises(ValueError, match="batch_size must give each of 7 parts .* a batch here holds 5"):
         fit(tiny, settings(tmp_path, batch_size=6, accumulate=7))

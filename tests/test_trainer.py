@@ -140,7 +140,7 @@ def test_recomputed_activations_give_the_same_gradients(name, tmp_path):
             out = tower(pixels)[0]
         out.square().mean().backward()
         found.append((sum(kept), {n: p.grad for n, p in tower.named_parameters() if p.grad is not None}))
-    assert found[1][0] < 0.6 * found[0][0]
+    assert found[1][0] < 0.7 * found[0][0]
     assert found[0][1].keys() == found[1][1].keys()
     for key, gradient in found[0][1].items():
         torch.testing.assert_close(found[1][1][key], gradient, rtol=1e-3, atol=1e-5)
@@ -206,7 +206,7 @@ def test_what_is_not_trained_stays(settings, batch):
 def test_equal_label_sets_are_negatives_without_the_mask(settings, batch):
     index, tokens, queries, targets, sentences = batch
     targets = targets.clone()
-    targets[index[:6]] = targets[index[0]]
+    targets[index[:6]] = targets[index[0]].clone()
     found = [gradients(make(settings, mask_equal=mask), (index, tokens, queries, targets, sentences))[0]["l_clip"] for mask in (True, False)]
     model = make(settings).model
     with torch.no_grad():
