@@ -35,6 +35,7 @@ from clipdec.run_folder import RunFolder, full_disk_explained
 from clipdec.trainer import Trainer, parts
 from clipdec.version import __version__
 
+UNPRINTED = {"grad_norm", "logit_scale", "lr", "memory_mb"}  # history.csv has them
 FREE = {"preset", "resume", "device", "processes", "num_workers", "out_dir", "save_minutes"}  # what a resumed run may change
 
 
@@ -196,7 +197,7 @@ class Run:
         position |= {"epoch": row["epoch"], "step": 0, "sums": {}, "images": 0, "epoch_seconds": 0.0}
         self._save()
         if is_main():
-            print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+            print("  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in UNPRINTED), flush=True)
             if self.on_epoch:
                 self.on_epoch(position["history"])
 
