@@ -7,7 +7,7 @@ from torch import nn
 
 from benchmarks.timing import peak_memory, side_by_side
 from clipdec import MLDecoder, asymmetric_loss
-from clipdec.training import sample_labels
+from clipdec.trainer import sample_labels
 
 B, N, C, L, D, WIDTH = 8, 49, 2048, 1006, 512, 768  # the paper's setting, eight images
 

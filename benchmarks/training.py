@@ -76,7 +76,7 @@ def end_to_end(device, batch_size=16, batches=8):
         data = replace(data, train=data.train.select(range(count)))
         settings = {"device": device, "image_tower": "timm:resnet18", "image_weights": str(random_weights("resnet18", folder)), "train_image_tower": True}
         for augment in (False, True):
-            config = Config(**settings, batch_size=batch_size, embed_dim=768, augment=augment, num_workers=1 if device == "cpu" else os.cpu_count())
+            config = Config(**settings, batch_size=batch_size, embed_dim=768, augment=augment, num_workers=0 if device == "cpu" else os.cpu_count())
             queries = label_vectors(config, data.labels.names)[data.labels.seen_index].to(device)
             model = build_model(config, queries.shape[1]).to(device)
             images = TrainingImages(data, data.labels.seen_index, model, config)

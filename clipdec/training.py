@@ -147,8 +147,8 @@ class Run:
                 remedy = f"use a lower lr than {config.lr}, or clip_grad" + (", or amp False" if config.amp else "")
                 raise FloatingPointError(f"{place}: {error}. {remedy}; the last good state is in {self.folder.path}") from None
             self.folder.log(number + 1, figures)
-            for name, value in figures.items():
-                position["sums"][name] = position["sums"].get(name, 0.0) + len(index) * value
+            for name, value in figures.items():  # a gradient that overflowed in float16 counts as 0: its step was left out
+                position["sums"][name] = position["sums"].get(name, 0.0) + len(index) * (value if math.isfinite(value) else 0.0)
             position["images"] += len(index)
             position["step"] += 1
             position["epoch_seconds"] = before + time.time() - began

@@ -1,6 +1,7 @@
 """What the files of the repository promise each other."""
 
 import ast
+import importlib
 import io
 import tokenize
 import typing
@@ -79,3 +80,8 @@ def test_each_parameter_says_what_it_is():
     source = parameters_cell()
     commented = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT and len(t.string) > 5}
     assert [node.lineno for node in ast.parse(source).body if node.end_lineno not in commented] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_benchmarks_find_what_they_import(path):
+    importlib.import_module(f"benchmarks.{path.stem}")

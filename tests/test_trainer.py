@@ -1,10 +1,12 @@
 """One optimiser step: gradients, schedule, average, sampled labels, and what makes a step cheaper without another result."""
 
 import copy
+import math
 
 import pytest
 import timm
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import save_file
 
 from clipdec import Config, alignment_loss, asymmetric_loss, trainer
@@ -174,6 +176,42 @@ def test_bfloat16_steps_are_nearly_the_same(settings, batch, monkeypatch):
     assert make(settings).accelerator.mixed_precision == "bf16"
     monkeypatch.undo()
     assert make(settings).accelerator.mixed_precision == "no"  # not that of the run before
+
+
+def with_scaler(trainer, scale):
+    """The loss scaling of float16, here on the CPU in float32."""
+    scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.optimiser = AcceleratedOptimizer(trainer.optimiser.optimizer, device_placement=False, scaler=scaler)
+    trainer.accelerator._optimizers = [trainer.optimiser]
+    trainer.accelerator.native_amp, trainer.accelerator.state._mixed_precision = True, "fp16"
+    return trainer
+
+
+def test_scaled_losses_give_the_same_step(settings, batch):
+    index, tokens, queries, targets, sentences = batch
+    plain, scaled = make(settings), with_scaler(make(settings), 4096.0)
+    scaled.rehearse(index, [tokens[index]], queries, targets, sentences)
+    for _ in range(2):
+        figures = [trainer.step(index, [tokens[index]], queries, targets, sentences) for trainer in (plain, scaled)]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+    for a, b in zip(plain.model.parameters(), scaled.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    state = scaled.state()
+    assert state["scaler"]["scale"] == 4096.0 and state["scaler"]["_growth_tracker"] == 2
+    again = with_scaler(make(settings), 1.0)
+    again.load(state)
+    assert again.accelerator.scaler.get_scale() == 4096.0
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_left_out(settings, batch):
+    index, tokens, queries, targets, sentences = batch
+    trainer = with_scaler(make(settings, beta=1000.0), 2.0**127)
+    before, rate = copy.deepcopy(trainer.model.state_dict()), trainer.schedule.get_last_lr()
+    figures = trainer.step(index, [tokens[index]], queries, targets, sentences)
+    assert not math.isfinite(figures["grad_norm"]) and math.isfinite(figures["loss"])
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
+    assert trainer.schedule.get_last_lr() == rate and trainer.average.n_averaged == 0
+    assert trainer.accelerator.scaler.get_scale() == 2.0**126
 
 
 @pytest.mark.parametrize(
