@@ -4,6 +4,7 @@ import io
 import json
 import math
 import random
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from clipdec.labels import LabelSpace
-from clipdec.processes import share, wait
+from clipdec.processes import add_up, is_main, rank_and_count, share, wait
 from clipdec.progress import progress
 from clipdec.store import Store, digest, files_key
 
@@ -163,7 +164,7 @@ def encode_images(tower, split, folder=None, batch_size=64, num_workers=0, devic
     """Tokens and global vectors of a split, computed once: (Rows of float16 [M, N, C], Rows of float32 [M, D]).
 
     What was computed is read through a memory map, and of a split that was encoded in part only the rest is computed.
-    Several processes share the work.
+    Several processes share the work. Tokens for which the disk has no room are None, and to be computed when they are needed.
 
     Args:
         tower: an ImageTower.
@@ -175,6 +176,9 @@ def encode_images(tower, split, folder=None, batch_size=64, num_workers=0, devic
     kept = Path(folder) / f"{split.name}-{digest(tower.key, files_key(files))}" if folder and files else None
     arrays = {"tokens": ((math.prod(tower.grid), tower.num_features), np.float16), "vectors": ((tower.embed_dim,), np.float32)}
     store = Store(kept, len(split.rows), arrays)
+    if kept and not _room(kept, len(store.missing(split.index)), arrays):
+        del arrays["tokens"]
+        store = Store(kept.with_name(f"{kept.name}-vectors"), len(split.rows), arrays)
     todo = share(store.missing(split.index))
     if len(todo):
         tower.to(device).eval()
@@ -184,6 +188,17 @@ def encode_images(tower, split, folder=None, batch_size=64, num_workers=0, devic
             tokens, vectors = tower(pixels.to(device))
             if not (tokens := tokens.half()).isfinite().all():
                 raise ValueError(f"{tower.name} gives tokens beyond half precision: train with train_image_tower, which keeps none")
-            store.write(rows, {"tokens": tokens.cpu().numpy(), "vectors": vectors.float().cpu().numpy()})
+            values = {"tokens": tokens.cpu().numpy(), "vectors": vectors.float().cpu().numpy()}
+            store.write(rows, {name: values[name] for name in arrays})
     wait()
-    return store.rows("tokens", split.index), store.rows("vectors", split.index)
+    return store.rows("tokens", split.index) if "tokens" in arrays else None, store.rows("vectors", split.index)
+
+
+def _room(folder, count, arrays):
+    """Whether the disk of every process has room for `count` more rows; says so if not."""
+    needed = count * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+    fits = needed < 0.95 * shutil.disk_usage(folder).free
+    fits = add_up(torch.tensor(float(fits))) == rank_and_count()[1]
+    if not fits and is_main():
+        print(f"{folder.parent} has no room for {needed / 1e9:.1f} GB of tokens: images are encoded anew each time, which is slower", flush=True)
+    return fits

@@ -22,7 +22,7 @@ IRREGULAR = {
 
 
 def tokens_of(model, split, data, config):
-    """Cached tokens [M, N, C] of a split for a frozen tower, None for a trained one, whose tokens change."""
+    """Cached tokens [M, N, C] of a split for a frozen tower, None for a trained one, whose tokens change, or if the disk is too small."""
     if model.train_tower:
         return None
     return encode_images(model.tower, split, data.folder / "tokens", num_workers=config.num_workers, device=config.device)[0]

@@ -35,15 +35,21 @@ def gather(rows, total):
         return rows
     sizes = [len(part) for part in torch.arange(total).tensor_split(count)]
     padded = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, sizes[0] - len(rows)))  # all must be as long as the first
-    parts = torch.distributed.nn.all_gather(padded.to("cuda" if dist.get_backend() == "nccl" else "cpu").contiguous())
+    parts = torch.distributed.nn.all_gather(padded.to(_device()).contiguous())
     return torch.cat([part[:size] for part, size in zip(parts, sizes)]).to(rows.device)
 
 
 def add_up(values):
     """The sum of a tensor over all processes."""
     if rank_and_count()[1] > 1:
+        values = values.to(_device())
         dist.all_reduce(values)
     return values
+
+
+def _device():
+    """Where the tensors must be that processes exchange."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def wait():

@@ -24,7 +24,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.data import DataLoader
 
 from clipdec.config import Config
-from clipdec.data import Pixels, augmented, encode_images, held_out, load_data
+from clipdec.data import Pixels, augmented, held_out, load_data
 from clipdec.evaluation import evaluate, predict, result_table, tokens_of
 from clipdec.interruption import Interruption, Stopped
 from clipdec.metrics import average_precision
@@ -153,7 +153,7 @@ class Run:
             position["step"] += 1
             position["epoch_seconds"] = before + time.time() - began
             due = is_main() and time.time() - self.saved >= 60 * config.save_minutes
-            stop, due = add_up(torch.tensor([interruption.signal is not None, due], dtype=torch.float32, device=config.device)).tolist()
+            stop, due = add_up(torch.tensor([interruption.signal is not None, due], dtype=torch.float32)).tolist()
             if stop:
                 raise Stopped(interruption.signal)
             if due and position["step"] < images.steps:
@@ -243,8 +243,7 @@ class TrainingImages:
         kept = data.folder / "tokens"
         width = model.text_proj.in_features
         self.sentences = encode_sentences(split, data.labels, config, asked, kept) if config.alpha else torch.zeros(len(split), width)
-        cached = not (config.train_image_tower or config.augment)
-        self.tokens = encode_images(model.tower, split, kept, num_workers=config.num_workers, device=config.device)[0] if cached else None
+        self.tokens = None if config.augment else tokens_of(model, split, data, config)
         self.transform = augmented(model.tower.preprocess) if config.augment else model.tower.preprocess
 
     def epoch(self, epoch, first=0):

@@ -2,15 +2,17 @@
 
 import errno
 import os
+import shutil
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers import history
 from torchvision.transforms import v2
 
-from clipdec import load_data, model, towers
+from clipdec import fit, load_data, model, towers
 from clipdec.data import encode_images
 from clipdec.model import encode_sentences
 from clipdec.store import Store, digest
@@ -198,6 +200,21 @@ def test_tokens_beyond_half_precision(tiny, monkeypatch):
     monkeypatch.setattr(ImageTower, "forward", lambda self, pixels: tuple(1e6 * x for x in forward(self, pixels)))
     with pytest.raises(ValueError, match="mini gives tokens beyond half precision"):
         encode_images(ImageTower("mini"), tiny.val.select([0]))
+
+
+def test_tokens_that_the_disk_has_no_room_for(tiny, settings, tmp_path, monkeypatch, counted, capsys):
+    """A run then encodes its images anew in every epoch, and ends the same but for the half precision of stored tokens."""
+    stored = fit(tiny, settings(tmp_path / "stored", epochs=2, dropout=0.0, lr=1e-4))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=400_000))
+    before, data = counted(), replace(tiny, folder=tmp_path / "other")
+    anew = fit(data, settings(tmp_path / "anew", epochs=2, dropout=0.0, lr=1e-4))
+    assert counted() - before > 2 * 100 + 2 * 30 + 60
+    assert "has no room for 0.0 GB of tokens: images are encoded anew each time" in capsys.readouterr().out
+    assert [row["loss"] for row in history(tmp_path / "anew")] == pytest.approx([row["loss"] for row in history(tmp_path / "stored")], rel=1e-3)
+    assert anew["raw_clip"]["zsl"]["map"] == pytest.approx(stored["raw_clip"]["zsl"]["map"], abs=0.05)
+    kept = [path for path in (data.folder / "tokens").rglob("tokens.npy") if path.stat().st_blocks * 512 > 10_000]
+    assert kept == [] and list((data.folder / "tokens").glob("test-*-vectors/vectors.npy"))
 
 
 # ---- sentences --------------------------------------------------------------------------------------------------
