@@ -48,12 +48,13 @@ class Trainer:
 
     def __init__(self, model, config, steps):
         self.model, self.config = model, config
+        unused = config.train_image_tower or not (config.alpha and config.beta)  # weights that the loss may not reach
         AcceleratorState._reset_state(rank_and_count()[1] == 1)  # it would keep device and precision of the first run in this process
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=precision(config),
             device_placement=False,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # some weights of towers and of losses with weight 0
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
         if rank_and_count()[1] > 1 and config.device != "cpu":
             timm.layers.convert_sync_batchnorm(model)
