@@ -145,7 +145,8 @@ class Run:
             except FloatingPointError as error:
                 place = f"epoch {position['epoch'] + 1}, step {position['step'] + 1} of {images.steps}, images {index[:8].tolist()}..."
                 remedy = f"use a lower lr than {config.lr}, or clip_grad" + (", or amp False" if config.amp else "")
-                raise FloatingPointError(f"{place}: {error}. {remedy}; the last good state is in {self.folder.path}") from None
+                kept = f"; the last good state is in {self.folder.path}" if (self.folder.path / "state.pt").is_file() else ""
+                raise FloatingPointError(f"{place}: {error}. {remedy}{kept}") from None
             self.folder.log(number + 1, figures)
             for name, value in figures.items():  # a gradient that overflowed in float16 counts as 0: its step was left out
                 position["sums"][name] = position["sums"].get(name, 0.0) + len(index) * (value if math.isfinite(value) else 0.0)
