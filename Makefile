@@ -1,9 +1,11 @@
-# make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.
+# make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.   make results: results/.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
+COMPARE := $(BIN)/python -m clipdec.comparison --jobs 2
+SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
 
-.PHONY: demo test bench data lab clean
+.PHONY: demo test bench results data lab clean
 .DELETE_ON_ERROR:
 
 demo: data
@@ -15,6 +17,15 @@ test: $(VENV)/.installed-test data
 
 bench: $(VENV)/.installed-test data
 	$(BIN)/python -m benchmarks
+
+results: $(VENV)/.installed-test data
+	$(BIN)/python -m data_prep.word_vectors --out data/emoji/word_vectors.npz
+	$(BIN)/python -m data_prep.emoji_scenes --objects 1 --out data/emoji_single
+	$(COMPARE) --data data/emoji_single --systems $(SINGLE) --seeds 2 --out results/emoji_single
+	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --ablations --epochs 2 --seeds 1 --out results/emoji
+	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --out results/emoji
+	$(BIN)/papermill notebooks/06_ablations.ipynb results/06_ablations.ipynb
+	$(BIN)/python -m pytest -q tests/test_results.py
 
 data: $(VENV)/.installed
 	$(BIN)/python -m data_prep.emoji_scenes --out data/emoji

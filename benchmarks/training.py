@@ -27,7 +27,7 @@ def epochs(data, device):
     """An epoch of the default run over 1,600 scenes, tokens cached or not."""
     config, seen = Config(device=device), data.labels.seen_index
     queries = label_vectors(config, data.labels.names)[seen].to(device)
-    model = build_model(config, queries.shape[1]).to(device)
+    model = build_model(config, queries).to(device)
     images = TrainingImages(replace(data, train=data.train.select(range(1600))), seen, model, config)
     anew = copy.copy(images)
     anew.tokens = None
@@ -78,7 +78,7 @@ def end_to_end(device, batch_size=16, batches=8):
         for augment in (False, True):
             config = Config(**settings, batch_size=batch_size, embed_dim=768, augment=augment, num_workers=0 if device == "cpu" else os.cpu_count())
             queries = label_vectors(config, data.labels.names)[data.labels.seen_index].to(device)
-            model = build_model(config, queries.shape[1]).to(device)
+            model = build_model(config, queries).to(device)
             images = TrainingImages(data, data.labels.seen_index, model, config)
             trainer = Trainer(model, config, 10_000)
             ready = [(index, [x.to(device) for x in inputs]) for index, inputs in images.epoch(0)]
@@ -98,7 +98,7 @@ def paper_step(device, batch_size, amp):
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         tower = ImageTower(config.image_tower.replace(".miil_in21k", ""), random_weights("tresnet_m", folder))
-    model = CLIPDecoder(tower, 512, 1024, config.embed_dim, train_tower=True).to(device)
+    model = CLIPDecoder(tower, torch.zeros(1, 512), 1024, config.embed_dim, train_tower=True).to(device)
     trainer = Trainer(model, config, 1000)
     pixels, queries, sentences = torch.rand(batch_size, 3, 224, 224), torch.randn(925, 512, device=device), torch.randn(batch_size, 1024)
     targets = torch.rand(batch_size, 925) < 0.005

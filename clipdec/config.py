@@ -36,6 +36,7 @@ class Config:
     train_image_tower: bool = None
     checkpoint_tower: bool = None
     augment: bool = None
+    head: str = None
     embed_dim: int = None
     dropout: float = None
     label_samples: int = None
@@ -84,6 +85,7 @@ class Config:
             self._require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         self._require("alpha", self.alpha + self.beta > 0, "more than 0 where beta is 0")
         self._require("lr", self.lr > 0, "more than 0")
+        self._require("head", self.head in ("ml_decoder", "linear", "matching", "residual"), "ml_decoder, linear, matching or residual")
         self._require("optimiser", self.optimiser in ("adam", "adamw"), "adam or adamw")
         self._require("embed_dim", self.embed_dim % 8 == 0, "a multiple of the 8 attention heads")
         self._require("prompt", self.prompt.count("{}") == 1, "a text with one {} where the label goes, as 'a photo of {}'")

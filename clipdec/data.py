@@ -119,6 +119,12 @@ def held_out(labels, count, seed=0):
     return others.nonzero().flatten(), held
 
 
+def held_labels(labels, config):
+    """(indices of the seen labels asked in training, of those that a run's Config holds out of it to choose by)."""
+    count = round(config.hold_out * len(labels.seen))
+    return held_out(labels, count, config.seed) if count else (labels.seen_index, torch.arange(0))
+
+
 def hold_out(data, count=81, seed=0):
     """Seen labels playing the unseen, to choose settings without a look at test: a Data whose `unseen` are `count` of the
     seen labels, whose train images carry none of them, and whose test split is val (as its val still is).

@@ -15,10 +15,11 @@ CHUNK = 4096  # label-image pairs that are decoded at a time in evaluation: boun
 
 
 class Prepared(NamedTuple):
-    """What depends on the labels alone: their state after the first norm, and their attention queries."""
+    """What depends on the labels alone: their state after the first norm, their attention queries, output weights of their own."""
 
     x: torch.Tensor  # [1 or B, L, d]
     q: torch.Tensor  # [1 or B, heads, L, d / heads]
+    output: torch.Tensor | None = None  # [L, d]; None: one output for all labels
 
 
 class MLDecoder(nn.Module):
@@ -93,8 +94,12 @@ class MLDecoder(nn.Module):
 
     def _decode(self, labels, kv, need_attention):
         """Logits [B, L] and attention maps [B, L, N] (or None) of Prepared labels."""
-        decoded, maps = self.layer(*labels, kv, need_attention)
-        return self.output(decoded).squeeze(-1), maps
+        decoded, maps = self.layer(labels.x, labels.q, kv, need_attention)
+        return self._logits(decoded, labels.output), maps
+
+    def _logits(self, decoded, output):
+        """[B, L, d] -> [B, L]."""
+        return self.output(decoded).squeeze(-1)
 
     def layer(self, x, q, kv, need_attention=False):
         """The decoder layer from its first norm on: ([B, L, d], maps [B, L, N] or None)."""
@@ -144,7 +149,7 @@ class MLDecoder(nn.Module):
     def _part(self, queries, part, images):
         """Some of the labels, Prepared."""
         if isinstance(queries, Prepared):
-            return Prepared(queries.x[:, part], queries.q[:, :, part])
+            return Prepared(queries.x[:, part], queries.q[:, :, part], None if queries.output is None else queries.output[part])
         return self.prepare(queries[part], images if self.dropout.active else 1)
 
     def load_reference_state_dict(self, state_dict):

@@ -1,4 +1,4 @@
-"""Scores of whole splits, the ZSL and GZSL protocol, the raw-CLIP baseline, and what leaks between label names."""
+"""Scores of whole splits, the ZSL and GZSL protocol, and what leaks between label names."""
 
 from functools import lru_cache
 
@@ -6,12 +6,13 @@ import snowballstemmer
 import torch
 from torch.utils.data import DataLoader
 
-from clipdec.data import Pixels, encode_images
-from clipdec.labels import LabelSpace, encode_labels
+from clipdec.baselines import raw_clip_scores
+from clipdec.calibration import seen_offset
+from clipdec.data import Pixels, encode_images, held_labels
+from clipdec.labels import LabelSpace
 from clipdec.metrics import zsl_report
 from clipdec.model import label_vectors
 from clipdec.processes import gather, share
-from clipdec.towers import ImageTower
 
 TASKS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 STEM = snowballstemmer.stemmer("english").stemWord
@@ -21,39 +22,33 @@ IRREGULAR = {
 }
 
 
-def tokens_of(model, split, data, config):
-    """Cached tokens [M, N, C] of a split for a frozen tower, None for a trained one, whose tokens change, or if the disk is too small."""
+def encoded(model, split, data, config):
+    """Cached (tokens [M, N, C], global vectors [M, D]) of a split for a frozen tower, None for a trained one, whose tokens change,
+    or if the disk is too small for them."""
     if model.train_tower:
         return None
-    return encode_images(model.tower, split, data.folder / "tokens", num_workers=config.num_workers, device=config.device)[0]
+    kept = encode_images(model.tower, split, data.folder / "tokens", num_workers=config.num_workers, device=config.device)
+    return None if kept[0] is None else kept
 
 
 @torch.no_grad()
-def predict(model, split, queries, tokens=None, batch_size=64, num_workers=0):
+def predict(model, split, queries, kept=None, batch_size=64, num_workers=0):
     """Logits [M, L] of labels `queries` [L, D] for every image of a split, in its order, on the CPU.
 
-    `tokens` [M, N, C] of the split save encoding its images again. Several processes share the images.
+    `kept`, what `encoded` gave for the split, saves encoding its images again. Several processes share the images.
     """
     device = next(model.parameters()).device
-    labels = model.eval().decoder.prepare(queries.to(device))  # once for all images
+    queries = queries.to(device)
+    prepared = model.eval().decoder.prepare(queries)  # once for all images
     mine = share(torch.arange(len(split)))
-    if tokens is None:
+    if kept is None:
         model.tower.to(device).eval()
-        batches = (pixels for pixels, *_ in DataLoader(Pixels(split, model.tower.preprocess), batch_size, sampler=mine.tolist(), num_workers=num_workers))
+        loader = DataLoader(Pixels(split, model.tower.preprocess), batch_size, sampler=mine.tolist(), num_workers=num_workers)
+        batches = (model.tower(pixels.to(device)) for pixels, *_ in loader)
     else:
-        batches = (tokens[part] for part in mine.split(batch_size) if len(part))
-    parts = [model(batch.to(device), labels).float().cpu() for batch in batches]
+        batches = ([rows[part].to(device) for rows in kept] for part in mine.split(batch_size) if len(part))
+    parts = [model.score(*batch, queries, prepared).float().cpu() for batch in batches]
     return gather(torch.cat([torch.empty(0, len(queries)), *parts]), len(split))
-
-
-def raw_clip_scores(data, config):
-    """Untouched CLIP on test: cosine of the global image vector with each label's text vector, [M, L].
-
-    The CLIP is the run's text tower, with the run's prompt, whatever image tower the run trains on.
-    """
-    _, vectors = encode_images(ImageTower(config.text_tower), data.test, data.folder / "tokens", num_workers=config.num_workers, device=config.device)
-    text = encode_labels(data.labels.names, config.text_tower, config.prompt)
-    return torch.nn.functional.normalize(vectors[:], dim=-1) @ text.T
 
 
 def full_report(scores, targets, labels, keep="all"):
@@ -66,12 +61,35 @@ def full_report(scores, targets, labels, keep="all"):
     return report
 
 
+def split_scores(model, split, data, config):
+    """Logits [M, L] of all labels of a data set for every image of one of its splits."""
+    return predict(model, split, label_vectors(config, data.labels.names), encoded(model, split, data, config), num_workers=config.num_workers)
+
+
 def evaluate(model, data, config, keep="all"):
-    """The figures of metrics.json for the test split: ZSL, GZSL and seen of the model, and raw CLIP on the same images."""
-    queries, tokens = label_vectors(config, data.labels.names), tokens_of(model, data.test, data, config)
-    scores = predict(model, data.test, queries, tokens, num_workers=config.num_workers)
-    raw = full_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
-    return full_report(scores, data.test.targets, data.labels, keep) | {"raw_clip": {part: raw[part] for part in TASKS}}
+    """The figures of metrics.json for the test split: ZSL, GZSL and seen of the model, and raw CLIP on the same images.
+
+    With labels held out of the training also "gzsl_calibrated": GZSL after `seen_offset` was taken off the seen labels. Val,
+    where the held-out labels play the unseen ones, decides on it.
+    """
+    scores, targets = split_scores(model, data.test, data, config), data.test.targets
+    report = full_report(scores, targets, data.labels, keep)
+    raw = full_report(raw_clip_scores(data, config), targets, data.labels, keep)
+    report["raw_clip"] = {part: raw[part] for part in TASKS}
+    if (offset := val_offset(model, data, config)) is not None:
+        report["seen_offset"] = offset
+        calibrated = scores - offset * (torch.arange(scores.shape[1]) < len(data.labels.seen))
+        report["gzsl_calibrated"] = zsl_report(calibrated, targets, data.labels, keep)["gzsl"]
+    return report
+
+
+def val_offset(model, data, config):
+    """`seen_offset` by the labels that the run held out of its training, on val; None if it held out none."""
+    _, held = held_labels(data.labels, config)
+    if not len(held):
+        return None
+    seen = data.labels.seen_index
+    return seen_offset(split_scores(model, data.val, data, config)[:, seen], data.val.targets[:, seen], torch.isin(seen, held))
 
 
 def result_table(metrics):

@@ -34,7 +34,7 @@ class GroupMLDecoder(MLDecoder):
 
     def forward(self, tokens, need_attention=False):
         """Logits [B, num_classes] of tokens [B, N, in_features]; with `need_attention` also maps [B, K, N]."""
-        x, q = self.prepare(None, len(tokens) if self.dropout.active else 1)
+        x, q, _ = self.prepare(None, len(tokens) if self.dropout.active else 1)
         decoded, maps = self.layer(x, q, self.keys_values(self.embed(tokens)), need_attention)  # [B, K, d]
         groups = torch.einsum("bkd,kdg->bkg", decoded, self.group_weight)  # [B, K, G]
         logits = groups.flatten(1)[:, : len(self.group_bias)] + self.group_bias

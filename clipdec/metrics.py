@@ -34,6 +34,25 @@ def _average_precision(scores, targets):
     return ap
 
 
+def resampled_map(scores, targets, weights):
+    """mAP of samples of the images, for a bootstrap: what `average_precision` gives where image m is there weights[r, m] times.
+
+    Args: scores, targets [M, L]; weights [R, M], numbers of 0 or more.
+    Returns: float64 [R] in 0..1, each the mean over the labels that have a positive in the sample.
+    """
+    scores, targets = _check(scores, targets)
+    total, labels = torch.zeros(len(weights), dtype=torch.float64), torch.zeros(len(weights), dtype=torch.float64)
+    for label in targets.any(0).nonzero().flatten().tolist():
+        positive = targets[:, label]
+        above = (scores[:, label] >= scores[positive, label][:, None]).to(weights.dtype)  # [P, M]: images at or above each positive
+        own = weights[:, positive]  # [R, P]
+        precision = own @ above[:, positive].T / (weights @ above.T).clamp(min=1e-12)  # [R, P]
+        count = own.sum(1)
+        total += torch.where(count > 0, (own * precision).sum(1) / count.clamp(min=1e-12), 0)
+        labels += count > 0
+    return total / labels
+
+
 def precision_recall_f1(scores, targets, k):
     """(P, R, F1) in 0..1 when each image's k best-scored labels are its predictions, pooled over all images (micro).
 

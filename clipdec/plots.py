@@ -115,3 +115,46 @@ def metric_bars(results, key="map"):
     axis.set_ylabel({"map": "mAP, %"}.get(key, f"{key.upper()}, %"))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def seed_points(results, baseline=None):
+    """mAP of several settings, ZSL and GZSL side by side: a dot a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}.
+
+    `baseline` is the name of a row whose mean is drawn through all.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 0.9 + 0.3 * len(results)), sharey=True, layout="constrained")
+    for axis, task, colour in zip(axes, ("zsl", "gzsl"), (UNSEEN, SEEN)):
+        for row, values in enumerate(r[task] for r in results.values()):
+            axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, markersize=5, markeredgecolor="black", markeredgewidth=0.4)
+            axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black")
+        if baseline:
+            axis.axvline(np.mean(results[baseline][task]), color="black", linestyle=":", linewidth=1)
+        axis.set(xlabel=f"{task.upper()} mAP, %")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(results)), list(results), fontsize=8)
+    axes[0].invert_yaxis()
+    return figure
+
+
+def score_histogram(scores, targets, seen):
+    """Scores of true seen labels, true unseen labels and absent ones. scores, targets [M, L]; seen: how many labels, the first, are seen."""
+    figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    edges = np.linspace(scores.min().item(), scores.max().item(), 60)
+    for name, part, colour, hatch in (("seen", slice(0, seen), SEEN, None), ("unseen", slice(seen, None), UNSEEN, "//")):
+        values = scores[:, part][targets[:, part]]
+        axis.hist(values.numpy(), edges, density=True, alpha=0.6, color=colour, hatch=hatch, label=f"true {name}, median {values.median():.2f}")
+    axis.hist(scores[~targets].numpy(), edges, density=True, histtype="step", color="black", linestyle=":", label="absent labels")
+    axis.set(xlabel="logit", ylabel="density")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def reliability_curve(curves):
+    """How often labels of a probability are there. curves: {name: (mean probability, share that is true, number), each [bins]}."""
+    figure, axis = plt.subplots(figsize=(4.2, 3.4), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="grey", linewidth=1, label="calibrated")
+    for (name, (mean, share, _)), colour, style in zip(curves.items(), (UNSEEN, SEEN), ("--s", "-o")):
+        axis.plot(mean, share, style, color=colour, markersize=4, label=name)
+    axis.set(xlabel="probability", ylabel="share of labels that are there", xlim=(0, 1), ylim=(0, 1))
+    axis.legend(frameon=False, fontsize=8)
+    return figure

@@ -38,8 +38,8 @@ class Predictor:
     @torch.no_grad()
     def explain(self, image, labels):
         """(probabilities [L], attention maps [L, rows, columns]) of labels for an image; each map sums to 1."""
-        pixels = self.model.tower.preprocess(_open(image))[None].to(self.config.device)
-        logits, maps = self.model(pixels, self.vectors(labels).to(self.config.device), need_attention=True)
+        pixels, queries = self.model.tower.preprocess(_open(image))[None].to(self.config.device), self.vectors(labels).to(self.config.device)
+        logits, maps = self.model.score(*self.model.tower(pixels), queries, need_attention=True)
         return logits[0].sigmoid().cpu(), maps[0].unflatten(-1, self.model.tower.grid).cpu()
 
     def __call__(self, image, labels=None, top_k=None):

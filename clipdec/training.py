@@ -24,18 +24,19 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.data import DataLoader
 
 from clipdec.config import Config
-from clipdec.data import Pixels, augmented, held_out, load_data
-from clipdec.evaluation import evaluate, predict, result_table, tokens_of
+from clipdec.data import Pixels, augmented, held_labels, load_data
+from clipdec.evaluation import encoded, evaluate, predict, result_table, split_scores
 from clipdec.interruption import Interruption, Stopped
 from clipdec.metrics import average_precision
-from clipdec.model import build_model, encode_sentences, label_vectors
+from clipdec.model import build_model, encode_sentences, label_vectors, uses_clip
 from clipdec.processes import add_up, is_main, rank_and_count, wait
 from clipdec.progress import progress
 from clipdec.run_folder import RunFolder, full_disk_explained
 from clipdec.trainer import Trainer, parts
 from clipdec.version import __version__
 
-UNPRINTED = {"grad_norm", "logit_scale", "lr", "memory_mb"}  # history.csv has them
+UNPRINTED = {"val_map", "grad_norm", "logit_scale", "lr", "memory_mb"}  # history.csv has them
+CLIP_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 FREE = {"preset", "resume", "device", "processes", "num_workers", "out_dir", "save_minutes"}  # what a resumed run may change
 
 
@@ -48,7 +49,8 @@ def fit(data, config, on_epoch=None):
     and the number of the step alone, so that a resumed run equals an undisturbed one, and several processes equal one as
     nearly as sums in another order do.
 
-    The best epoch has the highest mAP on val of labels that are seen but held out of the training (`hold_out`).
+    The best epoch has the highest mean of two mAPs on val: of the labels in training, and of seen ones held out of it
+    (`hold_out`), which play the unseen ones.
 
     Args:
         data: a Data.
@@ -83,10 +85,10 @@ class Run:
         folder.write_text("config.json", json.dumps(config.as_dict(), indent=1))
         self.asked, self.held = held_labels(data.labels, config)
         self.queries = label_vectors(config, data.labels.names).to(config.device)
-        model = build_model(config, self.queries.shape[1]).to(config.device)
+        model = build_model(config, self.queries[self.asked].cpu()).to(config.device)
         model.tower.to(config.device)  # a frozen one is no part of the model
         self.images = TrainingImages(data, self.asked, model, config)
-        self.val_tokens = tokens_of(model, data.val, data, config)
+        self.val_kept = encoded(model, data.val, data, config)
         self.trainer = Trainer(model, config, config.epochs * self.images.steps)
         self.position = {"epoch": 0, "step": 0, "sums": {}, "images": 0, "epoch_seconds": 0.0, "seconds": 0.0, "history": [], "best": None}
         if state:
@@ -113,10 +115,13 @@ class Run:
         wait()  # for the checkpoint that the main process wrote
         model = self.trainer.average.module
         load_model(model, str(self.folder.path / "checkpoint.safetensors"))
+        model.clip_weight.copy_(choose_clip_weight(model, self.data, config))
+        wait()  # until all have read it
+        self.folder.save_model(model)
         metrics = evaluate(model, self.data, config) | {
             "data": str(config.data), "config": config.as_dict(), "seed": config.seed, "epochs": position["epoch"],
             "best_epoch": position["best"]["epoch"] if config.keep_best else position["epoch"], "chosen_by": self._criterion(),
-            "seconds": round(position["seconds"] + time.time() - self.began, 1), "peak_memory_mb": round(peak_memory_mb(config.device)),
+            "clip_weight": round(model.clip_weight.item(), 6), "seconds": round(position["seconds"] + time.time() - self.began, 1), "peak_memory_mb": round(peak_memory_mb(config.device)),
             "processes": rank_and_count()[1], "versions": versions(),
         }  # fmt: skip
         self.folder.write_text("metrics.json", json.dumps(metrics, indent=1))
@@ -168,22 +173,23 @@ class Run:
         row |= {"images_per_s": position["images"] / position["epoch_seconds"], "memory_mb": peak_memory_mb(config.device)}
         began = time.time()
         groups = {"val_seen_map": self.asked} | ({"val_held_map": self.held} if len(self.held) else {})
-        row |= self._maps(model, self.data.val, groups, self.val_tokens)
+        row |= (maps := self._maps(model, self.data.val, groups, self.val_kept))
+        row["val_map"] = sum(maps.values()) / len(maps)
         if not config.choose_on_val:
-            tokens = tokens_of(model, self.data.test, self.data, config)
-            row |= self._maps(model, self.data.test, {"test_map": self.data.labels.unseen_index}, tokens)
+            kept = encoded(model, self.data.test, self.data, config)
+            row |= self._maps(model, self.data.test, {"test_map": self.data.labels.unseen_index}, kept)
         return row | {"seconds": position["epoch_seconds"] + time.time() - began}
 
-    def _maps(self, model, split, groups, tokens):
+    def _maps(self, model, split, groups, kept):
         """mAP in percent of groups of labels {name: indices} on a split, nan for one that does not occur there."""
         labels = torch.cat([*groups.values()])
         labels = labels[split.targets[:, labels].any(0)]
-        scores = predict(model, split, self.queries[labels], tokens, num_workers=self.config.num_workers)
+        scores = predict(model, split, self.queries[labels], kept, num_workers=self.config.num_workers)
         precisions = 100 * average_precision(scores, split.targets[:, labels])
         return {name: precisions[torch.isin(labels, group)].mean().item() for name, group in groups.items()}
 
     def _criterion(self):
-        return "val_held_map" if self.config.choose_on_val and len(self.held) else "val_seen_map" if self.config.choose_on_val else "test_map"
+        return "val_map" if self.config.choose_on_val else "test_map"
 
     def _end_epoch(self, row):
         """Write down what the epoch brought, and its weights if it is the best."""
@@ -217,8 +223,8 @@ class Run:
         images, config, position = self.images, self.config, self.position
         step = images.time_step(self.trainer, self.queries[self.asked])
         model, some = self.trainer.average.module, self.data.val.select(range(min(64, len(self.data.val))))
-        tokens, began = tokens_of(model, some, self.data, config), time.time()
-        predict(model, some, self.queries[self.asked], tokens, num_workers=config.num_workers)
+        kept, began = encoded(model, some, self.data, config), time.time()
+        predict(model, some, self.queries[self.asked], kept, num_workers=config.num_workers)
         per_image = (time.time() - began) / max(1, len(some))
         epochs = config.epochs - position["epoch"]
         evaluated = epochs * len(self.data.val) + len(self.data.test)
@@ -244,7 +250,8 @@ class TrainingImages:
         kept = data.folder / "tokens"
         width = model.text_proj.in_features
         self.sentences = encode_sentences(split, data.labels, config, asked, kept) if config.alpha else torch.zeros(len(split), width)
-        self.tokens = None if config.augment else tokens_of(model, split, data, config)
+        found = None if config.augment else encoded(model, split, data, config)
+        self.tokens = found and found[0]
         self.transform = augmented(model.tower.preprocess) if config.augment else model.tower.preprocess
 
     def epoch(self, epoch, first=0):
@@ -274,10 +281,27 @@ class TrainingImages:
         return min(b - a for a, b in pairwise(times))
 
 
-def held_labels(labels, config):
-    """(indices of the seen labels asked in training, of those held out of it to choose the epoch)."""
-    count = round(config.hold_out * len(labels.seen))
-    return held_out(labels, count, config.seed) if count else (labels.seen_index, torch.arange(0))
+def choose_clip_weight(model, data, config):
+    """How much of CLIP's own answer goes into a logit: of CLIP_WEIGHTS the one with the best mAP on val, 0 where there is none.
+
+    What counts is the mean of two mAPs, of the labels held out of the training, which are as unseen ones, and of all seen labels,
+    so that neither ZSL nor GZSL is bought with the other.
+    """
+    _, held = held_labels(data.labels, config)
+    if not uses_clip(config) or not len(held):
+        return torch.tensor(0.0)
+    seen = data.val.targets[:, data.labels.seen_index].any(0).nonzero().flatten()  # those that occur
+    targets, (without, once) = data.val.targets[:, seen], (_scores_with(weight, model, data, config)[:, seen] for weight in (0.0, 1.0))
+    weights, quality = torch.tensor(CLIP_WEIGHTS), []
+    for weight in weights:
+        precisions = average_precision(without + weight * (once - without), targets)  # a logit is linear in the weight
+        quality.append(precisions.mean() + precisions[torch.isin(seen, held)].mean().nan_to_num())
+    return weights[torch.stack(quality).argmax()]
+
+
+def _scores_with(weight, model, data, config):
+    model.clip_weight.fill_(weight)
+    return split_scores(model, data.val, data, config)
 
 
 def seed_step(config, number):

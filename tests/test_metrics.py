@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from clipdec import LabelSpace
-from clipdec.metrics import average_precision, precision_recall_f1, zsl_report
+from clipdec.metrics import average_precision, precision_recall_f1, resampled_map, zsl_report
 
 
 def random_case(images, labels, levels, seed, prevalence=0.3):
@@ -190,3 +190,18 @@ def test_average_precision_of_many_labels_equals_torchmetrics():
 def test_average_precision_of_nothing(shape):
     ap = average_precision(torch.zeros(shape), torch.zeros(shape))
     assert ap.shape == shape[1:] and ap.isnan().all()
+
+
+# ---- bootstrap --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [1000, 4])  # with 4, many scores are equal
+def test_resampled_map_is_that_of_the_repeated_images(levels):
+    torch.manual_seed(0)
+    scores, targets = torch.randint(levels, (30, 8)).float(), torch.rand(30, 8) < 0.2
+    targets[:, 7] = False  # a label without a positive
+    drawn = torch.randint(30, (6, 30))
+    weights = torch.stack([torch.bincount(row, minlength=30) for row in drawn]).double()
+    found = resampled_map(scores, targets, weights)
+    for row, value in zip(drawn, found):
+        assert value.item() == pytest.approx(average_precision(scores[row], targets[row]).nanmean().item(), abs=1e-9)

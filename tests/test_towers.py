@@ -279,10 +279,10 @@ def test_timm_without_network(monkeypatch):
 
 
 def test_copies_share_a_frozen_tower_only():
-    frozen = CLIPDecoder(ImageTower("mini"), 4, 4, embed_dim=16, train_tower=False)
+    frozen = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, embed_dim=16, train_tower=False)
     assert deepcopy(frozen).tower is frozen.tower
     assert not any(name.startswith("tower") for name in frozen.state_dict())
-    trained = CLIPDecoder(ImageTower("mini"), 4, 4, embed_dim=16, train_tower=True)
+    trained = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, embed_dim=16, train_tower=True)
     copied = deepcopy(trained)
     for (name, p), q in zip(trained.tower.named_parameters(), copied.tower.parameters()):
         assert p.requires_grad and p is not q and torch.equal(p, q), name

@@ -27,7 +27,7 @@ def batch():
 def make(settings, **changes):
     config = settings("unused", **{"dropout": 0.0, "label_samples": 0} | changes)
     torch.manual_seed(0)
-    return Trainer(CLIPDecoder(ImageTower("mini"), D, S, 16, config.train_image_tower, config.dropout), config, 10)
+    return Trainer(CLIPDecoder(ImageTower("mini"), torch.zeros(1, D), S, 16, config.train_image_tower, config.dropout), config, 10)
 
 
 def gradients(trainer, batch):
@@ -107,7 +107,7 @@ def test_a_rehearsal_leaves_no_trace(settings, batch, tmp_path):
     weights = {k: v.contiguous() for k, v in timm.create_model("test_resnet").state_dict().items()}
     save_file(weights, tmp_path / "t.safetensors")
     config = settings(tmp_path, train_image_tower=True)
-    trainer = Trainer(CLIPDecoder(ImageTower("timm:test_resnet", tmp_path / "t.safetensors"), D, S, 16, True), config, 10)  # with batch statistics
+    trainer = Trainer(CLIPDecoder(ImageTower("timm:test_resnet", tmp_path / "t.safetensors"), torch.zeros(1, D), S, 16, True), config, 10)  # with batch statistics
     before = copy.deepcopy(trainer.state())
     index, pixels = torch.arange(B), torch.randn(B, 3, 64, 64)
     arguments = (index, [pixels], *batch[2:])
@@ -233,7 +233,7 @@ def test_precision_is_what_the_device_has(monkeypatch, device, capability, bfloa
 
 def test_what_is_not_trained_stays(settings, batch):
     config = settings("unused", train_projections=False, learn_scale=False)
-    model = build_model(config, D)
+    model = build_model(config, torch.zeros(1, D))
     assert model.logit_scale.item() == pytest.approx(1.1052, rel=1e-4)  # exp(0.1)
     idle = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert idle == {"image_proj.weight", "text_proj.weight", "log_scale"}
@@ -259,7 +259,7 @@ def test_equal_label_sets_are_negatives_without_the_mask(settings, batch):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 10])
 def test_the_learning_rate_rises_and_falls_at_any_length(settings, tmp_path, steps):
     config = settings(tmp_path)
-    trainer = Trainer(CLIPDecoder(ImageTower("mini"), 4, 4, 16), config, steps)
+    trainer = Trainer(CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, 16), config, steps)
     rates = []
     for _ in range(steps):
         rates.append(trainer.optimiser.param_groups[0]["lr"])
@@ -272,7 +272,7 @@ def test_the_learning_rate_rises_and_falls_at_any_length(settings, tmp_path, ste
 
 
 def test_the_average_follows_the_weights(settings, tmp_path):
-    model = CLIPDecoder(ImageTower("mini"), 4, 4, 16)
+    model = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, 16)
     trainer = Trainer(model, settings(tmp_path, ema_decay=0.3), 3)
     expected = None
     for value, decay in ((1.0, None), (2.0, 2 / 11), (5.0, 3 / 12), (-4.0, 0.3), (3.0, 0.3)):  # (1 + n) / (10 + n) up to 0.3
@@ -284,7 +284,7 @@ def test_the_average_follows_the_weights(settings, tmp_path):
 
 
 def test_biases_norms_and_the_scale_are_not_decayed(settings, tmp_path):
-    model = CLIPDecoder(ImageTower("mini"), 4, 4, 16)
+    model = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, 16)
     decayed, plain = Trainer(model, settings(tmp_path, weight_decay=0.3), 3).optimiser.param_groups
     names = {p: n for n, p in model.named_parameters()}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)

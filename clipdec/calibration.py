@@ -1,0 +1,65 @@
+"""Scores that can be compared: an offset between seen and unseen labels, and probabilities that mean what they say.
+
+Everything here is fitted on labels and images that were neither trained on nor are tested.
+"""
+
+import torch
+import torch.nn.functional as F
+
+OFFSETS = torch.arange(-100, 101) / 20  # logits from -5 to 5
+
+
+def seen_offset(logits, targets, unseen, k=3):
+    """What to take off the logits of seen labels before they are ranked with unseen ones (calibrated stacking: Chao et al.,
+    ECCV 2016).
+
+    Training pushes up the logits of the labels it has, and so seen labels crowd unseen ones out of an image's best k. The
+    offset is the one with the highest harmonic mean of R@k of the seen and R@k of the unseen labels; of several, the smallest.
+
+    Args:
+        logits, targets: [M, L] of images that are not those of the test.
+        unseen: bool [L], the labels that play the unseen ones: held out of the training.
+
+    Returns: a number, 0 where no image carries one of either kind.
+    """
+    kinds = targets[:, ~unseen].sum(), targets[:, unseen].sum()
+    if not all(kinds):
+        return 0.0
+    quality = []
+    for offset in OFFSETS:
+        hits = targets.gather(1, best := (logits - offset * ~unseen).topk(min(k, logits.shape[1]), dim=1).indices)
+        found = hits[~unseen[best]].sum() / kinds[0], hits[unseen[best]].sum() / kinds[1]
+        quality.append(2 * found[0] * found[1] / (found[0] + found[1]).clamp(min=1e-9))
+    quality = torch.stack(quality)
+    best = OFFSETS[quality >= quality.max() - 1e-9]
+    return best[best.abs().argmin()].item()
+
+
+def platt(logits, targets):
+    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability (Platt 1999): the least cross-entropy.
+
+    A temperature is 1 / scale. Args: logits, targets, of one shape, of images that were not trained on.
+    """
+    parameters = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    logits, targets = logits.flatten().double(), targets.flatten().double()
+    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimiser.zero_grad()
+        value = F.binary_cross_entropy_with_logits(parameters[0] * logits + parameters[1], targets)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return tuple(parameters.tolist())
+
+
+def reliability(probabilities, targets, bins=10):
+    """How often labels of a certain probability are there: (mean probability, share that is true, number), each [bins].
+
+    The bins are equally wide from 0 to 1; an empty one is nan. A calibrated model has the first two equal.
+    """
+    place = (probabilities.flatten() * bins).long().clamp(0, bins - 1)
+    count = torch.bincount(place, minlength=bins)
+    sums = [torch.bincount(place, values.flatten().double(), minlength=bins) for values in (probabilities, targets)]
+    return sums[0] / count, sums[1] / count, count
