@@ -36,13 +36,18 @@ def raw_clip_patch_scores(data, config):
     The patch tokens go through the projection that belongs to the global vector, as in MaskCLIP (Zhou et al., ECCV 2022).
     Raises ValueError if the CLIP's image tower has no such projection (it is not a plain ViT).
     """
-    projection = getattr(load_clip(config.text_tower).model.visual, "proj", None)
+    projection = patch_projection(config)
     if projection is None:
         raise ValueError(f"the image tower of {config.text_tower} has no projection that its patches could go through")
     tower, text = ImageTower(config.text_tower), _clip_text(data.labels, config, (config.prompt,))
     tokens, _ = encode_images(tower, data.test, data.folder / "tokens", num_workers=config.num_workers, device=config.device)
     projection = projection.detach().float().cpu()
     return torch.cat([(F.normalize(part.float() @ projection, dim=-1) @ text.T).amax(1) for part in tokens.split(64)])
+
+
+def patch_projection(config):
+    """The projection of a ViT's tokens into the space of the text vectors, None for another tower."""
+    return getattr(load_clip(config.text_tower).model.visual, "proj", None)
 
 
 def conse_scores(data, config, top=10, epochs=20, lr=1e-2):

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipdec.baselines import PROMPTS, conse_scores, raw_clip_patch_scores, raw_clip_scores, raw_clip_softmax_scores
+from clipdec.baselines import PROMPTS, conse_scores, patch_projection, raw_clip_patch_scores, raw_clip_scores, raw_clip_softmax_scores
 from clipdec.config import Config
 from clipdec.data import DATA, encode_images, load_data
 from clipdec.evaluation import full_report, split_scores
@@ -124,6 +124,9 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
     Returns: rows {"system", "seed", "zsl", "gzsl", ..., "command"}, and for each of PAIRS the difference of mAP, see `difference`.
     """
     encode_all(Config(**base))
+    if patch_projection(Config(**base)) is None and "raw_clip_patch" in systems:
+        systems = [name for name in systems if name != "raw_clip_patch"]
+        print("raw_clip_patch is left out: this CLIP has no projection for its patches", flush=True)
     names = [(name, seed) for seed in range(seeds) for name in systems]
     tasks = [(name, system_config(name, base, word_vectors, seed, here := folder / f"{name}-{seed}"), here, resume) for name, seed in names]
     rows, maps = [], {}
