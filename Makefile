@@ -45,4 +45,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/emoji runs
+	rm -rf $(VENV) data/emoji data/emoji_single runs
