@@ -129,10 +129,10 @@ def test_workers_draw_the_same(tmp_path):
 def test_an_interrupted_preparation_leaves_no_data_set(tmp_path, monkeypatch):
     real = emoji_scenes.scene
 
-    def interrupted(seed, split, index):
+    def interrupted(seed, split, index, most):
         if (split, index) == ("val", 0):
             raise RuntimeError("interrupted")
-        return real(seed, split, index)
+        return real(seed, split, index, most)
 
     monkeypatch.setattr(emoji_scenes, "scene", interrupted)
     with pytest.raises(RuntimeError, match="interrupted"):
