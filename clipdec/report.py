@@ -86,7 +86,7 @@ def write_report(out):
         f"# Methods side by side: {out.name}",
         f"Written by `make results`; `python -m clipdec.comparison --help` says how on other data. Figures in percent, mean ± standard deviation over {seeds} seeds. "
         f"{protocol['test_images']} test images, keep={protocol['keep']}, {protocol['labels_without_positives']} labels without a positive left out. "
-        "Epochs, weights and offsets are chosen on val by labels held out of the training; test labels choose nothing.",
+        "Epochs, weights and offsets are chosen on val, by labels held out of the training and labels in it; test labels choose nothing.",
         "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
         "## Differences of mAP", "Paired by seed and image. The interval is that of the mean over the seeds when the test images are drawn again (bootstrap, 500 draws).",
