@@ -12,13 +12,13 @@ from clipdec.towers import ImageTower, load_clip
 PROMPTS = ("{}", "a photo of {}", "a picture of {}", "an image with {}")
 
 
-def raw_clip_scores(data, config, split=None, prompts=None):
+def raw_clip_scores(data, config, prompts=None):
     """Untouched CLIP on test: cosine of the global image vector with each label's text vector, [M, L].
 
     The CLIP is the run's text tower, whatever image tower the run trains on; the prompt is the run's, or the mean of the
-    text vectors of several `prompts` (Radford et al., ICML 2021, section 3.1.4). `split` is another split than test.
+    text vectors of several `prompts` (Radford et al., ICML 2021, section 3.1.4).
     """
-    return _clip_vectors(data, config, split or data.test) @ _clip_text(data.labels, config, prompts or (config.prompt,)).T
+    return _clip_vectors(data, config, data.test) @ _clip_text(data.labels, config, prompts or (config.prompt,)).T
 
 
 def raw_clip_softmax_scores(data, config):

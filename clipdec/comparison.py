@@ -4,15 +4,14 @@
     python -m clipdec.comparison --word-vectors data/emoji/word_vectors.npz --out results/emoji --ablations    # one change at a time
     python -m clipdec.comparison --config run.json --word-vectors glove.npz --out results/coco                 # your data and towers
 
-`make results` makes everything in results/. No figure depends on test labels: epochs and offsets are chosen on val, by labels
-held out of the training.
+`make results` makes everything in results/. No figure depends on test labels: epochs and offsets are chosen on val.
 """
 
 import argparse
 import contextlib
 import json
+import shlex
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -102,13 +101,13 @@ def _scores(name, data, config):
 
 
 def encode_all(config):
-    """Tokens and sentences of the data, once, before several processes ask for them."""
-    data = load_data(config.data)
-    towers = {config.text_tower} | ({config.image_tower} if not config.train_image_tower else set())
+    """Tokens of all images, once, before several processes ask for them."""
+    data, towers = load_data(config.data), [ImageTower(config.text_tower)]
+    if config.image_tower != config.text_tower and not config.train_image_tower:
+        towers.append(ImageTower(config.image_tower, config.path("image_weights"), config.image_weights_by_order))
     for tower in towers:
         for split in (data.train, data.val, data.test):
-            encode_images(ImageTower(tower, *((config.path("image_weights"), config.image_weights_by_order) if tower == config.image_tower else ())),
-                          split, data.folder / "tokens", num_workers=config.num_workers, device=config.device)  # fmt: skip
+            encode_images(tower, split, data.folder / "tokens", num_workers=config.num_workers, device=config.device)
 
 
 def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=False):
@@ -194,15 +193,17 @@ def system_config(name, base, word_vectors, seed, folder):
 
 
 def command(name, base, word_vectors, seed):
-    """What makes a row again."""
+    """What makes a row again; settings of `base` that have no option of their own go into a --config."""
     if name in BASELINES:
-        return f"python -m clipdec.comparison --systems {name}" + (f" --word-vectors {word_vectors}" if name == "conse" else "")
+        options = {"--systems": name, "--seeds": seed + 1} | ({"--data": base["data"]} if "data" in base else {})
+        options |= ({"--word-vectors": word_vectors} if name == "conse" else {}) | {"--out": "runs/again"}
+        return "python -m clipdec.comparison " + shlex.join(str(part) for option in options.items() for part in option)
     changes = {k: word_vectors if v == "WORDS" else v for k, v in TRAINED[name].items()}
     return notebook_command(base | changes, seed)
 
 
 def notebook_command(settings, seed):
-    listed = "".join(f" -p {k} '{v}'" if isinstance(v, str) else f" -p {k} {v}" for k, v in settings.items())
+    listed = "".join(f" -p {k} {shlex.quote(str(v))}" for k, v in settings.items())
     return f"papermill notebooks/04_train.ipynb out.ipynb{listed} -p seed {seed} -p out_dir runs/again"
 
 
@@ -224,7 +225,7 @@ def main(arguments=None):
     needs_words = args.ablations or {"ml_decoder", "conse"} & set(args.systems)
     if needs_words and not args.word_vectors:
         parser.error("ml_decoder, conse and the ablations need --word-vectors; for the emoji scenes `python -m data_prep.word_vectors` makes them")
-    out, began = Path(args.out), time.time()
+    out = Path(args.out)
     folder = RUNS / (out.name + "_ablations" * args.ablations)
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.ablations:
@@ -233,7 +234,7 @@ def main(arguments=None):
     else:
         rows, differences = compare(base, args.word_vectors, args.seeds, folder, args.systems, args.jobs, args.resume)
         write(out.with_name(f"{out.name}.json"), rows)
-        summary = {"differences": differences, "seconds": round(time.time() - began), "threads": torch.get_num_threads(), "versions": versions()}
+        summary = {"differences": differences, "threads": torch.get_num_threads() // args.jobs, "versions": versions()}
         write(out.with_name(f"{out.name}_summary.json"), summary)
         write_report(out)
 

@@ -117,18 +117,13 @@ def metric_bars(results, key="map"):
     return figure
 
 
-def seed_points(results, baseline=None):
-    """mAP of several settings, ZSL and GZSL side by side: a dot a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}.
-
-    `baseline` is the name of a row whose mean is drawn through all.
-    """
+def seed_points(results):
+    """mAP of several settings, ZSL and GZSL side by side: a dot a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}."""
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 0.9 + 0.3 * len(results)), sharey=True, layout="constrained")
     for axis, task, colour in zip(axes, ("zsl", "gzsl"), (UNSEEN, SEEN)):
         for row, values in enumerate(r[task] for r in results.values()):
             axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, markersize=5, markeredgecolor="black", markeredgewidth=0.4)
             axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black")
-        if baseline:
-            axis.axvline(np.mean(results[baseline][task]), color="black", linestyle=":", linewidth=1)
         axis.set(xlabel=f"{task.upper()} mAP, %")
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(results)), list(results), fontsize=8)

@@ -104,7 +104,7 @@ def write_report(out):
         for group, _ in by(made, "group"):
             text += [f"### {group}", ablation_table(group, ablations)]
     text += ["## Commands", "Each row again, for seed 0:", commands(rows + (ablations["rows"] if ablations else []))]
-    text += [f"{summary['seconds'] / 60:.0f} minutes for the table, {summary['threads']} threads, " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + "."]
+    text += [f"Threads of a run: {summary['threads']}. Versions: " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + "."]
     path = out.with_name(f"{out.name}.md")
     path.write_text("\n\n".join(text) + "\n", encoding="utf8")
     print(path)

@@ -1,6 +1,7 @@
 """The results that are kept in the repository: complete, quoted as they are, and saying what the README says."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_the_readme_quotes_the_report():
 def test_no_path_of_a_machine_is_in_the_results():
     for path in RESULTS.iterdir():
         if path.suffix in (".json", ".md"):
-            assert not any(part in path.read_text() for part in ("/tmp/", "/home/", "/root/", str(ROOT))), path
+            assert not re.search(r"""(^|["'\s=`])/\w""", path.read_text()), path  # nothing that begins as an absolute path does
 
 
 def test_rows_of_trained_systems_name_a_command(rows):
