@@ -3,6 +3,8 @@
 Everything here is fitted on labels and images that were neither trained on nor are tested.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -35,13 +37,56 @@ def seen_offset(logits, targets, unseen, k=3):
     return best[best.abs().argmin()].item()
 
 
-def platt(logits, targets):
-    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability (Platt 1999): the least cross-entropy.
+@dataclass(frozen=True)
+class Calibration:
+    """What turns a model's logit into a probability, and a probability into a decision.
 
-    A temperature is 1 / scale. Args: logits, targets, of one shape, of images that were not trained on.
+    The probability is sigmoid(scale * logit + shift), 1 / scale being the temperature. Labels of at least the probability
+    `threshold` are predicted. One of each for all labels: the order of labels stays, and so do ZSL and GZSL figures.
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+    threshold: float = 0.5
+
+    def log_odds(self, logits):
+        """Logits of probabilities: sigmoid of them is the probability."""
+        return self.scale * logits + self.shift
+
+
+def fit_calibration(logits, targets):
+    """The Calibration of a model: `platt`, then `best_threshold`.
+
+    Args: logits, targets [M, L] of images that were not trained on. Where no label is there, nothing is changed.
+    """
+    if not targets.any():
+        return Calibration()
+    scale, shift = platt(logits, targets)
+    return Calibration(scale, shift, best_threshold((scale * logits.double() + shift).sigmoid(), targets))
+
+
+def best_threshold(probabilities, targets):
+    """The probability from which on predicted labels have the highest F1, counted over all images and labels (micro).
+
+    Args: probabilities, targets, of one shape, with a label that is there.
+    """
+    values, order = probabilities.flatten().sort(descending=True, stable=True)
+    hits = targets.flatten()[order].cumsum(0)
+    f1 = 2 * hits / (torch.arange(1, len(hits) + 1) + hits[-1])
+    f1[:-1][values[:-1] == values[1:]] = 0  # labels of equal probability are predicted together
+    return values[f1.argmax()].item()
+
+
+def platt(logits, targets):
+    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability: the least cross-entropy.
+
+    The targets are those of Platt (1999), a little inside of 0 and 1, so that labels that are told apart without an error do not
+    get endless logits. Args: logits, targets, of one shape, of images that were not trained on.
     """
     parameters = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     logits, targets = logits.flatten().double(), targets.flatten().double()
+    positives, negatives = targets.sum(), (1 - targets).sum()
+    targets = torch.where(targets > 0, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss():

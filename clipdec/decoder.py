@@ -87,7 +87,7 @@ class MLDecoder(nn.Module):
         """`forward` from embedded tokens [B, N, embed_dim]."""
         kv = self.keys_values(embedded)
         if torch.is_grad_enabled():
-            logits, maps = self._decode(self._part(queries, slice(None), len(embedded)), kv, need_attention)
+            logits, maps = self._decode(self._part(queries, slice(None), embedded.shape[0]), kv, need_attention)
         else:
             logits, maps = self._decode_in_parts(embedded, queries, kv, need_attention)
         return (logits, maps) if need_attention else logits
@@ -110,7 +110,7 @@ class MLDecoder(nn.Module):
 
     def _attend(self, q, k, v, need_attention):
         """Multi-head cross-attention of labels over tokens: ([B, L, d], maps [B, L, N] or None)."""
-        q = q.expand(len(k), -1, -1, -1)
+        q = q.expand(k.shape[0], -1, -1, -1)
         few_tokens = self.num_heads * k.shape[2] < k.shape[2] + self.attention_out.in_features
         if not (few_tokens or need_attention or self.dropout.active):
             return self.attention_out(_merge(F.scaled_dot_product_attention(q, k, v))), None

@@ -1,5 +1,6 @@
 """Scores of whole splits, the ZSL and GZSL protocol, and what leaks between label names."""
 
+from dataclasses import asdict
 from functools import lru_cache
 
 import snowballstemmer
@@ -7,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from clipdec.baselines import raw_clip_scores
-from clipdec.calibration import seen_offset
+from clipdec.calibration import fit_calibration, seen_offset
 from clipdec.data import Pixels, encode_images, held_labels
 from clipdec.labels import LabelSpace
 from clipdec.metrics import zsl_report
@@ -69,27 +70,21 @@ def split_scores(model, split, data, config):
 def evaluate(model, data, config, keep="all"):
     """The figures of metrics.json for the test split: ZSL, GZSL and seen of the model, and raw CLIP on the same images.
 
-    With labels held out of the training also "gzsl_calibrated": GZSL after `seen_offset` was taken off the seen labels. Val,
-    where the held-out labels play the unseen ones, decides on it.
+    What val decides on: "calibration", the Calibration of the seen labels there, and with labels held out of the training also
+    "gzsl_calibrated": GZSL after `seen_offset` was taken off the seen labels. The held-out labels play the unseen ones.
     """
     scores, targets = split_scores(model, data.test, data, config), data.test.targets
     report = full_report(scores, targets, data.labels, keep)
     raw = full_report(raw_clip_scores(data, config), targets, data.labels, keep)
     report["raw_clip"] = {part: raw[part] for part in TASKS}
-    if (offset := val_offset(model, data, config)) is not None:
-        report["seen_offset"] = offset
+    seen, (_, held) = data.labels.seen_index, held_labels(data.labels, config)
+    val, val_targets = split_scores(model, data.val, data, config)[:, seen], data.val.targets[:, seen]
+    report["calibration"] = asdict(fit_calibration(val, val_targets))
+    if len(held):
+        report["seen_offset"] = offset = seen_offset(val, val_targets, torch.isin(seen, held))
         calibrated = scores - offset * (torch.arange(scores.shape[1]) < len(data.labels.seen))
         report["gzsl_calibrated"] = zsl_report(calibrated, targets, data.labels, keep)["gzsl"]
     return report
-
-
-def val_offset(model, data, config):
-    """`seen_offset` by the labels that the run held out of its training, on val; None if it held out none."""
-    _, held = held_labels(data.labels, config)
-    if not len(held):
-        return None
-    seen = data.labels.seen_index
-    return seen_offset(split_scores(model, data.val, data, config)[:, seen], data.val.targets[:, seen], torch.isin(seen, held))
 
 
 def result_table(metrics):

@@ -36,6 +36,10 @@ class LabelSpace:
     def names(self):
         return self.seen + self.unseen
 
+    def kind(self, name):
+        """"seen", "unseen", or "new" for a name that is not of this space."""
+        return "seen" if name in self.seen else "unseen" if name in self.unseen else "new"
+
     @property
     def seen_index(self):
         """Indices of the seen labels, [len(seen)]."""

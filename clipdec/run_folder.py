@@ -75,7 +75,7 @@ class RunFolder:
     def clear(self, keep_record):
         """Remove old results, which must not stand beside new settings, and without `keep_record` what led to them."""
         if self.main:
-            for name in ("metrics.json",) if keep_record else ("metrics.json", "checkpoint.safetensors", "history.csv", "state.pt"):
+            for name in ("metrics.json",) if keep_record else ("metrics.json", "labels.json", "checkpoint.safetensors", "history.csv", "state.pt"):
                 (self.path / name).unlink(missing_ok=True)
             if not keep_record:
                 shutil.rmtree(self.path / "tensorboard", ignore_errors=True)

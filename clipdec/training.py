@@ -44,7 +44,7 @@ def fit(data, config, on_epoch=None):
     """Train on data.train, evaluate on data.test, and write the run folder config.out_dir.
 
     The folder holds checkpoint.safetensors (the averaged weights of the best epoch), config.json, history.csv (a row an
-    epoch), metrics.json, tensorboard/ and state.pt: all that a run needs to go on, mid-epoch too, with `resume=True`. It is
+    epoch), metrics.json, labels.json, tensorboard/ and state.pt: all that a run needs to go on, mid-epoch too, with `resume=True`. It is
     written every `save_minutes`, after every epoch and at SIGTERM or SIGINT. The random numbers of a step depend on the seed
     and the number of the step alone, so that a resumed run equals an undisturbed one, and several processes equal one as
     nearly as sums in another order do.
@@ -124,6 +124,8 @@ class Run:
             "clip_weight": round(model.clip_weight.item(), 6), "seconds": round(position["seconds"] + time.time() - self.began, 1), "peak_memory_mb": round(peak_memory_mb(config.device)),
             "processes": rank_and_count()[1], "versions": versions(),
         }  # fmt: skip
+        labels = {"seen": self.data.labels.seen, "unseen": self.data.labels.unseen}
+        self.folder.write_text("labels.json", json.dumps(labels, indent=1, ensure_ascii=False))
         self.folder.write_text("metrics.json", json.dumps(metrics, indent=1))
         return metrics
 

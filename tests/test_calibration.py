@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipdec.calibration import OFFSETS, platt, reliability, seen_offset
+from clipdec.calibration import OFFSETS, Calibration, best_threshold, fit_calibration, platt, reliability, seen_offset
 
 
 def harmonic(logits, targets, unseen, offset, k):
@@ -46,6 +46,34 @@ def test_platt_finds_the_scale_and_shift_behind_the_labels():
     targets = torch.rand(logits.shape, generator=generator) < (0.5 * logits - 1).sigmoid()
     scale, shift = platt(logits, targets)
     assert scale == pytest.approx(0.5, abs=0.02) and shift == pytest.approx(-1, abs=0.03)
+
+
+def test_platt_of_labels_that_are_told_apart_without_an_error_stays_finite():
+    scale, shift = platt(torch.tensor([3.0, 2.0, -1.0, -2.0, -3.0]), torch.tensor([1, 1, 0, 0, 0]).bool())
+    probabilities = (scale * torch.tensor([2.5, -2.0]) + shift).sigmoid()
+    assert 0 < scale < 20 and probabilities.tolist() == pytest.approx([3 / 4, 1 / 5], abs=0.07)  # (2 + 1) / (2 + 2), 1 / (3 + 2)
+
+
+def test_the_threshold_has_the_best_f1_of_all():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(40, 30, generator=generator) < 0.1
+    probabilities = (0.3 * targets + torch.rand(targets.shape, generator=generator)).mul(20).round() / 26  # many are equal
+    f1 = {}
+    for threshold in probabilities.unique().tolist():
+        predicted = probabilities >= threshold
+        f1[threshold] = 2 * (predicted & targets).sum().item() / (predicted.sum() + targets.sum()).item()
+    found = best_threshold(probabilities, targets)
+    assert f1[found] == pytest.approx(max(f1.values())) and found > 0.3
+
+
+def test_a_calibration_is_fitted_to_all_labels_at_once():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 50, generator=generator)
+    targets = torch.rand(logits.shape, generator=generator) < (0.5 * logits - 1).sigmoid()
+    fitted = fit_calibration(logits, targets)
+    assert fitted.log_odds(torch.tensor(2.0)).item() == pytest.approx(0, abs=0.1) and 0.2 < fitted.threshold < 0.5
+    assert fitted.threshold == pytest.approx(best_threshold(fitted.log_odds(logits).sigmoid(), targets), abs=1e-5)
+    assert fit_calibration(logits, torch.zeros_like(targets)) == Calibration(1.0, 0.0, 0.5)
 
 
 def test_reliability_by_hand():

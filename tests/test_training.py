@@ -1,4 +1,4 @@
-"""`fit` and what comes of it: the run folder, repetition, interruption, loading, and the Predictor."""
+"""`fit` and what comes of it: the run folder, repetition, interruption, and loading."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def test_metrics_json(tiny, tiny_run):
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     reports = {"zsl", "zsl_without_twins", "gzsl", "seen"}
     about = {"protocol", "data", "config", "seed", "epochs", "best_epoch", "chosen_by", "seconds", "peak_memory_mb", "processes", "versions"}
-    chosen = {"clip_weight", "seen_offset", "gzsl_calibrated"}
+    chosen = {"clip_weight", "calibration", "seen_offset", "gzsl_calibrated"}
     assert metrics.keys() == reports | {"raw_clip"} | about | chosen
     assert metrics["gzsl_calibrated"]["map"] == pytest.approx(metrics["gzsl"]["map"], abs=1e-3)  # an offset between labels moves no image
     assert metrics["raw_clip"].keys() == reports - {"seen"}
@@ -409,76 +409,6 @@ def test_a_checkpoint_that_does_not_fit(tiny_run, tmp_path, spoil):
         load_run(tmp_path)
 
 
-# ---- Predictor --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny_run):
-    return Predictor.load(tiny_run[0])
-
-
-def probabilities(run_folder, image, labels):
-    """{label: probability}, computed from the model itself."""
-    config, model = load_run(run_folder)
-    tokens, vectors = model.tower(model.tower.preprocess(image)[None])
-    with torch.no_grad():
-        queries = label_vectors(config, labels)
-        logits = (model(tokens, queries) + model.clip_weight * model.clip_evidence(vectors, queries))[0]
-    return {label: 1 / (1 + np.exp(-x)) for label, x in zip(labels, logits.double().tolist())}
-
-
-def test_any_labels_the_most_probable_first(predictor, tiny, tiny_run):
-    labels = ["pizza", "a dog that reads", "key", "no label of the data set"]
-    answer = predictor(tiny.test.image(3), labels)
-    assert dict(answer) == pytest.approx(probabilities(tiny_run[0], tiny.test.image(3), labels), abs=1e-5)
-    assert [p for _, p in answer] == sorted((p for _, p in answer), reverse=True)
-    assert predictor(tiny.test.image(3), labels, top_k=2) == answer[:2]
-    assert predictor(tiny.test.image(3), iter(labels), top_k=9) == answer
-
-
-def test_the_labels_of_the_data_set_by_default(predictor, tiny):
-    answer = predictor(tiny.test.image(0))
-    assert sorted(label for label, _ in answer) == sorted(tiny.labels.names)
-    assert [p for _, p in answer] == sorted((p for _, p in answer), reverse=True)
-    assert predictor(tiny.test.image(0), top_k=5) == answer[:5]
-
-
-def test_image_files_and_modes(predictor, tiny, tmp_path):
-    image = tiny.test.image(0)
-    image.save(tmp_path / "x.png")
-    image.convert("RGBA").save(tmp_path / "y.png")
-    expected = predictor(image, ["pizza", "key"])
-    for same in (tmp_path / "x.png", str(tmp_path / "y.png"), image.convert("RGBA")):
-        assert predictor(same, ["pizza", "key"]) == expected
-    assert len(predictor(Image.new("L", (31, 200)), ["pizza"])) == 1
-
-
-def test_one_label_as_a_text(predictor, tiny):
-    assert predictor(tiny.test.image(0), "dog face") == predictor(tiny.test.image(0), ["dog face"])
-
-
-def test_attention_maps(predictor, tiny):
-    p, maps = predictor.explain(tiny.test.image(1), ["pizza", "key", "dog face"])
-    assert p.shape == (3,) and maps.shape == (3, 8, 8)
-    torch.testing.assert_close(maps.sum((1, 2)), torch.ones(3))
-    assert dict(predictor(tiny.test.image(1), ["pizza", "key", "dog face"])) == pytest.approx(dict(zip(["pizza", "key", "dog face"], p.tolist())))
-
-
-def test_images_that_cannot_be_read(predictor, tmp_path):
-    (tmp_path / "x.jpg").write_text("no image")
-    Image.effect_noise((64, 64), 50).save(tmp_path / "y.png")
-    (tmp_path / "y.png").write_bytes((tmp_path / "y.png").read_bytes()[:900])
-    for name in ("x.jpg", "y.png", "missing.png"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
-            predictor(tmp_path / name, ["pizza"])
-
-
-def test_labels_that_are_none(predictor, tiny):
-    for labels in ([], [""], ["pizza", " "]):
-        with pytest.raises(ValueError, match="at least one name and no empty"):
-            predictor(tiny.test.image(0), labels)
-
-
 # ---- label_embeddings -------------------------------------------------------------------------------------------
 
 
@@ -494,9 +424,10 @@ def test_vectors_of_a_file_replace_those_of_the_text_tower(tiny, settings, tmp_p
     unit = torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     answer = dict(Predictor.load(tmp_path / "run_a")(tiny.test.image(2), names[:7]))
     logits = predict(model, tiny.test.select([2]), unit[:7])[0]
+    logits = a["calibration"]["scale"] * logits + a["calibration"]["shift"]
     assert answer == pytest.approx(dict(zip(names[:7], logits.sigmoid().tolist())), abs=1e-5)
     with pytest.raises(ValueError, match="no vector for 1 labels: no such label"):
-        Predictor(model, config)(tiny.test.image(2), ["no such label"])
+        Predictor(model, config, tiny.labels)(tiny.test.image(2), ["no such label"])
 
 
 def test_a_file_that_lacks_a_label_stops_the_run(tiny, settings, tmp_path):
