@@ -135,6 +135,12 @@ def test_five_thousand_labels(predictor, tiny):
 # ---- attention --------------------------------------------------------------------------------------------------
 
 
+def weights(pixels, tokens):
+    """How much each token counts at each pixel of a side, [pixels, tokens]: linear between the centres of tokens."""
+    centres = (np.arange(pixels) + 0.5) * tokens / pixels - 0.5
+    return np.stack([np.interp(centres, np.arange(tokens), row) for row in np.eye(tokens)], axis=1)
+
+
 def test_attention_on_the_grid_of_the_image(predictor, tiny):
     image = tiny.test.image(1).resize((160, 80))
     grid, label = predictor.model.tower.grid, "pizza"
@@ -143,12 +149,9 @@ def test_attention_on_the_grid_of_the_image(predictor, tiny):
     tokens, vectors = predictor.model.tower(predictor.model.tower.preprocess(image)[None])
     with torch.no_grad():
         _, maps = predictor.model.score(tokens, vectors, label_vectors(predictor.config, [label]), need_attention=True)
-    coarse = maps[0, 0].unflatten(0, grid)
-    rows, columns = 80 // grid[0], 160 // grid[1]  # px of a token
-    y, x = divmod(full.argmax().item(), 160)
-    assert (y // rows, x // columns) == divmod(coarse.argmax().item(), grid[1])
-    blocks = full.unflatten(0, (grid[0], rows)).unflatten(2, (grid[1], columns)).sum((1, 3))
-    assert (blocks - coarse / coarse.sum()).abs().max() < 0.5 * coarse.max()  # smoothed, not moved
+    down, across = (weights(80, grid[0]), weights(160, grid[1]))  # [H, rows], [W, columns]
+    expected = down @ maps[0, 0].unflatten(0, grid).numpy() @ across.T
+    assert full.numpy() == pytest.approx(expected / expected.sum(), rel=1e-4)
     both = predictor.explain(image, [label, "key"])
     assert both.shape == (2, 80, 160) and torch.equal(both[0], full)
 
