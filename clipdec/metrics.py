@@ -67,6 +67,16 @@ def precision_recall_f1(scores, targets, k):
     return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
 
 
+def set_figures(predicted, targets):
+    """Precision, recall and F1, in 0..1, of labels that are predicted by a threshold, counted over all images and labels (micro).
+
+    Args: predicted, targets: bool [M, L]. Precision is nan where nothing is predicted, recall where nothing is true, F1 where neither.
+    """
+    hits, guesses, positives = (predicted & targets).sum().item(), predicted.sum().item(), targets.sum().item()
+    nan = float("nan")
+    return hits / guesses if guesses else nan, hits / positives if positives else nan, 2 * hits / (guesses + positives) if guesses + positives else nan
+
+
 def zsl_report(scores, targets, labels, keep="all"):
     """Zero-shot evaluation: ZSL ranks the unseen labels, GZSL seen and unseen in one list, `seen` the seen labels only.
 

@@ -1,12 +1,26 @@
-"""Figures of the notebooks. Each function returns a matplotlib figure; show it with `display` or save it."""
+"""Figures of the notebooks. Each function returns a matplotlib figure; `show` displays it with a text for those who cannot see it."""
 
+import io
 import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import display
 from matplotlib.ticker import MaxNLocator
 
 SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
+
+
+def show(figure, alt, dpi=None):
+    """Display a figure, or a PIL image, as PNG, and close it. `alt` says in words what it shows; it stands in the notebook as the
+    picture's alternative text."""
+    file = io.BytesIO()
+    if hasattr(figure, "savefig"):
+        figure.savefig(file, format="png", dpi=dpi or "figure")
+        plt.close(figure)
+    else:
+        figure.save(file, "PNG")
+    display({"image/png": file.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def scene_grid(split, labels, indices, columns=6):
