@@ -1,5 +1,6 @@
 """Figures of the notebooks. Each function returns a matplotlib figure; `show` displays it with a text for those who cannot see it."""
 
+import base64
 import io
 import textwrap
 
@@ -20,7 +21,8 @@ def show(figure, alt, dpi=None):
         plt.close(figure)
     else:
         figure.save(file, "PNG")
-    display({"image/png": file.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    data = base64.b64encode(file.getvalue()).decode()
+    display({"image/png": data, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def scene_grid(split, labels, indices, columns=6):
