@@ -3,7 +3,8 @@
 Everything here is fitted on labels and images that were neither trained on nor are tested.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,15 +44,31 @@ class Calibration:
 
     The probability is sigmoid(scale * logit + shift), 1 / scale being the temperature. Labels of at least the probability
     `threshold` are predicted. One of each for all labels: the order of labels stays, and so do ZSL and GZSL figures.
+    It holds where a label is in a share `base_rate` of the images, as in those that it was fitted on; see `at`.
     """
 
     scale: float = 1.0
     shift: float = 0.0
     threshold: float = 0.5
+    base_rate: float = 0.5
 
     def log_odds(self, logits):
         """Logits of probabilities: sigmoid of them is the probability."""
         return self.scale * logits + self.shift
+
+    def at(self, base_rate):
+        """The Calibration for images in which a label is there with the probability `base_rate`, before they are looked at.
+
+        By Bayes' rule the log-odds move by as much as those of the base rate (Saerens et al., Neural Computation 2002).
+        """
+        if not 0 < base_rate < 1:
+            raise ValueError(f"base_rate must be between 0 and 1, as 0.05 for labels that are in one image of twenty, got {base_rate}")
+        return replace(self, shift=self.shift + log_odds(base_rate) - log_odds(self.base_rate), base_rate=base_rate)
+
+
+def log_odds(probability):
+    """Logarithm of p / (1 - p)."""
+    return math.log(probability / (1 - probability))
 
 
 def fit_calibration(logits, targets):
@@ -59,10 +76,10 @@ def fit_calibration(logits, targets):
 
     Args: logits, targets [M, L] of images that were not trained on. Where no label is there, nothing is changed.
     """
-    if not targets.any():
+    if not targets.any() or targets.all():
         return Calibration()
     scale, shift = platt(logits, targets)
-    return Calibration(scale, shift, best_threshold((scale * logits.double() + shift).sigmoid(), targets))
+    return Calibration(scale, shift, best_threshold((scale * logits.double() + shift).sigmoid(), targets), targets.double().mean().item())
 
 
 def best_threshold(probabilities, targets):

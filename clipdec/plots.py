@@ -160,12 +160,17 @@ def score_histogram(scores, targets, seen):
     return figure
 
 
-def reliability_curve(curves):
-    """How often labels of a probability are there. curves: {name: (mean probability, share that is true, number), each [bins]}."""
-    figure, axis = plt.subplots(figsize=(4.2, 3.4), layout="constrained")
-    axis.plot([0, 1], [0, 1], color="grey", linewidth=1, label="calibrated")
-    for (name, (mean, share, _)), colour, style in zip(curves.items(), (UNSEEN, SEEN), ("--s", "-o")):
-        axis.plot(mean, share, style, color=colour, markersize=4, label=name)
-    axis.set(xlabel="probability", ylabel="share of labels that are there", xlim=(0, 1), ylim=(0, 1))
-    axis.legend(frameon=False, fontsize=8)
+def reliability_curves(groups):
+    """How often labels of a probability are there, groups of labels side by side.
+
+    groups: {title: {name of a curve: (mean probability, share that is true, number), each [bins]}}.
+    """
+    figure, axes = plt.subplots(1, len(groups), figsize=(3.6 * len(groups), 3.2), squeeze=False, sharey=True, layout="constrained")
+    for axis, (title, curves) in zip(axes.flat, groups.items()):
+        axis.plot([0, 1], [0, 1], color="grey", linewidth=1, label="as it should be")
+        for (name, (mean, share, _)), colour, style in zip(curves.items(), (UNSEEN, SEEN, "#009E73"), ("--s", "-o", ":^")):
+            axis.plot(mean, share, style, color=colour, markersize=4, label=name)
+        axis.set(title=title, xlabel="probability", xlim=(0, 1), ylim=(0, 1))
+    axes[0, 0].set_ylabel("share of labels that are there")
+    axes[0, 0].legend(frameon=False, fontsize=8)
     return figure

@@ -28,8 +28,9 @@ class Predictor:
         predictor = Predictor.load("runs/emoji")
         predictor("photo.jpg", ["dog face", "pizza"])   # [("pizza", 0.93), ("dog face", 0.02)]
 
-    Its probabilities are calibrated on the run's val split (see Calibration): of the val labels with a probability near 0.3, three
-    in ten are there. In images where the labels asked about are more common than there, they are too low, in others too high.
+    Its probabilities are calibrated on the run's val split: of the val labels with a probability near 0.3, three in ten are there.
+    Where the labels asked about are more common than there they would be too low, and elsewhere too high; `base_rate` says how
+    common they are.
 
     Attributes:
         labels: the LabelSpace of the run, asked about when no labels are given.
@@ -41,10 +42,12 @@ class Predictor:
         self._vectors = {}
 
     @classmethod
-    def load(cls, run_folder):
+    def load(cls, run_folder, base_rate=None):
         """Open a run folder that `fit` wrote: its checkpoint.safetensors, config.json, labels.json and metrics.json.
 
-        Raises FileNotFoundError or ValueError if one of them is missing or does not fit.
+        Args: base_rate, the share of your images that carry a label which you ask about, such as 0.05; by default that of the
+            seen labels on val (`calibration.base_rate`).
+        Raises: FileNotFoundError or ValueError if one of the files is missing or does not fit.
         """
         config, model = load_run(run_folder)
         try:
@@ -53,7 +56,7 @@ class Predictor:
         except (OSError, KeyError) as error:
             raise FileNotFoundError(f"the run in {run_folder} is not finished, or of an older version ({error}): go on with it, resume True") from None
         model.to(config.device).tower.to(config.device)
-        return cls(model, config, labels, calibration)
+        return cls(model, config, labels, calibration.at(base_rate) if base_rate else calibration)
 
     @property
     def threshold(self):
@@ -163,10 +166,11 @@ def main(arguments=None):
     parser.add_argument("photos", nargs="+", help="image files")
     parser.add_argument("--labels", nargs="+", help="what to ask about; by default the labels of the run")
     parser.add_argument("--top-k", type=int, help="how many labels to print for each photo; by default 10, of those given by --labels all")
+    parser.add_argument("--base-rate", type=float, help="share of your photos that carry a label which you ask about, such as 0.05; by default that of val")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(arguments)
     try:
-        predictor = Predictor.load(args.run_folder)
+        predictor = Predictor.load(args.run_folder, args.base_rate)
         predictor.vectors(args.labels or predictor.labels.names)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
@@ -180,7 +184,8 @@ def main(arguments=None):
         print(json.dumps([record(predictor, photo, answer) for photo, answer in answers.items()], indent=1, ensure_ascii=False))
     elif answers:
         print(*(f"{photo}\n{table(predictor, answer)}\n" for photo, answer in answers.items()), sep="\n", end="")
-        print(f"✓ predicted: at least {predictor.threshold:.3f}, the threshold with the best F1 on val")
+        calibration = predictor.calibration
+        print(f"✓ predicted: at least {calibration.threshold:.3f}, the best F1 on val; for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)")
     sys.exit(int(len(answers) < len(set(args.photos))))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from clipdec import render
+from clipdec.calibration import log_odds
 from clipdec.metrics import average_precision, precision_recall_f1, set_figures
 from clipdec.predictor import open_image
 
@@ -31,8 +32,8 @@ def parse_labels(text, known=()):
 class Panel(widgets.VBox):
     """Controls over a Predictor, an evaluated split and any photo. Each control is an attribute; code can set its value as a hand does.
 
-    Sliders change what is predicted: a label is where sigmoid((x - offset if it is seen) / temperature) reaches the threshold, x being
-    the Predictor's logit. At temperature 1 and offset 0 that is the probability that the run was calibrated to on val.
+    Sliders change the probability sigmoid(x / temperature), x being the Predictor's logit at a base rate of the seen labels and one of all
+    others, and the threshold that it must reach. They start at what val decided on.
 
     Args:
         predictor: a Predictor, or anything with its `log_odds`, `explain`, `calibration` and `threshold`.
@@ -48,7 +49,7 @@ class Panel(widgets.VBox):
         self.log_odds = predictor.calibration.log_odds(torch.as_tensor(logits))
         self.photo, self.photo_name = None, ""
         self.pinned = (-1, None)  # number of a test image, and a label that is shown for it wherever it ranks
-        self._answer, self._part = lru_cache(maxsize=32)(self._answer), lru_cache(maxsize=4)(self._part)
+        self._answer, self._part, self._best_three = (lru_cache(maxsize=32)(f) for f in (self._answer, self._part, self._best_three))
         self._build()
         super().__init__([self.controls, self.message, self.results, self.browser])
         self._wire()
@@ -65,9 +66,11 @@ class Panel(widgets.VBox):
         self.keep = widgets.Dropdown(options=[("all are counted", "all"), ("relevant ones, with a ranked label", "relevant")], description="images", **LABELLED)
         self.threshold = widgets.FloatSlider(round(self.predictor.threshold, 2), min=0, max=1, step=0.01, description="threshold", **LABELLED)
         self.temperature = widgets.FloatSlider(1, min=0.2, max=5, step=0.1, description="temperature", **LABELLED)
-        self.offset = widgets.FloatSlider(0, min=-5, max=5, step=0.1, description="offset of seen", **LABELLED)
+        rates = {"value": self.predictor.calibration.base_rate, "base": 10, "min": -4, "max": -0.5, "step": 0.05, "readout_format": ".2%"}
+        self.seen_rate = widgets.FloatLogSlider(description="seen labels in", **rates, **LABELLED)
+        self.other_rate = widgets.FloatLogSlider(description="others in", **rates, **LABELLED)
         image = widgets.VBox([self.source, self.scene, self.upload, self.asked])
-        decision = widgets.VBox([self.ranking, self.keep, self.threshold, self.temperature, self.offset])
+        decision = widgets.VBox([self.ranking, self.keep, self.threshold, self.temperature, self.seen_rate, self.other_rate])
         self.controls = widgets.HBox([image, decision], layout=widgets.Layout(flex_flow="row wrap"))
         self.message = widgets.HTML()
 
@@ -88,7 +91,7 @@ class Panel(widgets.VBox):
             control.observe(self._answers(self._refresh), "value")
         self.ranking.observe(self._answers(self._refresh, self._show_worst), "value")
         self.keep.observe(self._answers(self._show_figures, self._show_worst), "value")
-        for slider in (self.threshold, self.temperature, self.offset):
+        for slider in (self.threshold, self.temperature, self.seen_rate, self.other_rate):
             slider.observe(self._answers(self._show_scores), "value")
         self.look.observe(self._answers(self._show_attention), "value")
         self.upload.observe(self._answers(self._take_photo), "value")
@@ -128,12 +131,17 @@ class Panel(widgets.VBox):
         names = self._names()
         image_name = self.scene.value if self.source.value == "test" else self.photo_name
         seen = np.array([self.space.kind(name) == "seen" for name in names])
-        logits = (self._answer(image_name, names) - self.offset.value * seen) / self.temperature.value
+        logits = (self._answer(image_name, names) + self._shift(seen)) / self.temperature.value
         # a label's score does not depend on the other labels, so leaving the seen ones out afterwards is exact
         order = [i for i in np.argsort(-logits, kind="stable") if self.ranking.value == "gzsl" or not seen[i]]
         if not order:
             raise ValueError("every label asked about is seen: choose seen + unseen, or ask about others")
         return [names[i] for i in order], 1 / (1 + np.exp(-logits[order]))
+
+    def _shift(self, seen):
+        """What the base rates that are set add to logits; seen: bool [L]."""
+        here = log_odds(self.predictor.calibration.base_rate)
+        return np.where(seen, log_odds(self.seen_rate.value) - here, log_odds(self.other_rate.value) - here).astype(np.float32)
 
     def _part(self, ranking, keep):
         """The split as it is evaluated: (numbers of its images, logits, targets, average precision of each label)."""
@@ -143,6 +151,13 @@ class Panel(widgets.VBox):
         if keep == "relevant":
             logits, targets = logits[rows], targets[rows]
         return rows.nonzero().flatten(), logits, targets, 100 * average_precision(logits, targets)
+
+    def _best_three(self, ranking, keep, shifts):
+        """F1@3 of the split, in 0..1, with what is added to the logits of seen labels and of others."""
+        _, logits, targets, _ = self._part(ranking, keep)
+        count = len(self.space.seen) if ranking == "gzsl" else 0
+        moved = torch.cat([logits[:, :count] + shifts[0], logits[:, count:] + shifts[1]], dim=1)
+        return precision_recall_f1(moved, targets, min(3, moved.shape[1]))[2]
 
     # ---- what is shown ----
 
@@ -195,12 +210,12 @@ class Panel(widgets.VBox):
     def _show_figures(self):
         """Precision, recall and F1 of the image and of the whole split, for the sliders as they stand."""
         rows, logits, targets, precisions = self._part(self.ranking.value, self.keep.value)
-        seen = torch.arange(len(self.space.names))[-logits.shape[1] :] < len(self.space.seen)
-        with np.errstate(divide="ignore"):
-            limit = self.temperature.value * np.log(self.threshold.value / np.float64(1 - self.threshold.value))
-        split = set_figures(logits >= limit + self.offset.value * seen, targets)
-        f1 = precision_recall_f1(logits - self.offset.value * seen, targets, min(3, logits.shape[1]))[2]
-        best = f"best three of each test image: F1@3 {100 * f1:.1f} %; mAP {precisions.nanmean():.1f} %, which no slider moves"
+        seen = np.arange(len(self.space.names))[-logits.shape[1] :] < len(self.space.seen)
+        with np.errstate(divide="ignore"):  # a threshold of 0 or 1
+            limit = self.temperature.value * (np.log(self.threshold.value) - np.log1p(-self.threshold.value))
+        split = set_figures(logits >= torch.from_numpy(limit - self._shift(seen)), targets)
+        f1 = self._best_three(self.ranking.value, self.keep.value, tuple(self._shift(np.array([True, False]))))
+        best = f"best three of each test image: F1@3 {100 * f1:.1f} %; mAP {precisions.nanmean():.1f} %, the same for all sliders"
         table = [("this image", self.scene_figures)] if self.scene_figures else []
         self.figures.value = render.figures([*table, (f"{len(rows)} test images", split)], best)
 

@@ -1,5 +1,7 @@
 """The offset between seen and unseen labels, and probabilities that mean what they say."""
 
+import math
+
 import pytest
 import torch
 
@@ -72,8 +74,27 @@ def test_a_calibration_is_fitted_to_all_labels_at_once():
     targets = torch.rand(logits.shape, generator=generator) < (0.5 * logits - 1).sigmoid()
     fitted = fit_calibration(logits, targets)
     assert fitted.log_odds(torch.tensor(2.0)).item() == pytest.approx(0, abs=0.1) and 0.2 < fitted.threshold < 0.5
+    assert fitted.base_rate == pytest.approx(targets.float().mean().item())
     assert fitted.threshold == pytest.approx(best_threshold(fitted.log_odds(logits).sigmoid(), targets), abs=1e-5)
-    assert fit_calibration(logits, torch.zeros_like(targets)) == Calibration(1.0, 0.0, 0.5)
+    assert fit_calibration(logits, torch.zeros_like(targets)) == Calibration(1.0, 0.0, 0.5, 0.5)
+
+
+def test_another_base_rate_moves_probabilities_by_bayes_rule():
+    """A label in 1 % of the images and one in 30 %, with the same two outcomes of a test that sees 80 % and errs in 10 %."""
+    fitted = Calibration(scale=2.0, shift=-1.0, threshold=0.3, base_rate=0.01)
+
+    def posterior(base_rate, likelihood_ratio):
+        return base_rate * likelihood_ratio / (base_rate * likelihood_ratio + 1 - base_rate)
+
+    for ratio in (0.8 / 0.1, 0.2 / 0.9):
+        p = posterior(0.01, ratio)
+        logit = (math.log(p / (1 - p)) + 1) / 2  # the one that is given this probability
+        moved = fitted.at(0.3)
+        assert torch.tensor(moved.scale * logit + moved.shift).sigmoid().item() == pytest.approx(posterior(0.3, ratio), rel=1e-5)
+    assert (moved.threshold, moved.scale, moved.base_rate) == (0.3, 2.0, 0.3) and moved.at(0.01).shift == pytest.approx(-1.0)
+    for wrong in (0, 1, -0.1):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            fitted.at(wrong)
 
 
 def test_reliability_by_hand():

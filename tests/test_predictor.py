@@ -174,6 +174,15 @@ def test_the_calibration_is_that_of_val(predictor, tiny, tiny_run):
     assert vars(fitted) == pytest.approx(vars(predictor.calibration), abs=1e-3) and predictor.threshold == predictor.calibration.threshold
 
 
+def test_a_base_rate_of_one_s_own(predictor, tiny, tiny_run):
+    own = Predictor.load(tiny_run[0], base_rate=0.2)
+    odds = {rate: rate / (1 - rate) for rate in (0.2, predictor.calibration.base_rate)}
+    ratio = odds[0.2] / odds[predictor.calibration.base_rate]
+    for name, p in predictor(tiny.test.image(0), LABELS):
+        q = dict(own(tiny.test.image(0), LABELS))[name]
+        assert q / (1 - q) == pytest.approx(ratio * p / (1 - p), rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["labels.json", "metrics.json"])
 def test_a_run_that_is_not_finished(tiny_run, tmp_path, name):
     for file in ("config.json", "checkpoint.safetensors", "labels.json", "metrics.json"):
