@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -38,7 +38,11 @@ class LabelSpace:
 
     def kind(self, name):
         """"seen", "unseen", or "new" for a name that is not of this space."""
-        return "seen" if name in self.seen else "unseen" if name in self.unseen else "new"
+        return self._kinds.get(name, "new")
+
+    @cached_property
+    def _kinds(self):
+        return dict.fromkeys(self.seen, "seen") | dict.fromkeys(self.unseen, "unseen")
 
     @property
     def seen_index(self):

@@ -191,7 +191,7 @@ class Panel(widgets.VBox):
         self.sets.value = render.sets(predicted[:LISTED], true, max(0, len(predicted) - LISTED))
         self._offer([(f"✓ {n}" if true and n in true else n, n) for n in shown])
         judged = [n for n in names if self.space.kind(n) != "new"]
-        self.scene_figures = true is not None and set_figures(*(torch.tensor([n in some for n in judged]) for some in (set(predicted), set(true))))
+        self.scene_figures = true is not None and set_figures(*(torch.tensor([n in some for n in judged], dtype=torch.bool) for some in (set(predicted), set(true))))
         self._show_figures()
 
     def _where(self):

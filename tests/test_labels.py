@@ -17,6 +17,7 @@ def test_seen_labels_come_first():
     assert labels.names == ["b", "a", "d", "c", "e"]
     assert labels.seen_index.tolist() == [0, 1] and labels.unseen_index.tolist() == [2, 3, 4]
     assert [labels.names[i] for i in labels.unseen_index] == labels.unseen
+    assert [labels.kind(name) for name in ("a", "e", "E", "f")] == ["seen", "unseen", "new", "new"]
 
 
 def test_one_part_may_be_empty():
