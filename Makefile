@@ -1,11 +1,14 @@
 # make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.   make results: results/.
+# make lab: JupyterLab.   make app: the panel of notebook 05 as a page; another run: make app RUN=runs/coco.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 COMPARE := $(BIN)/python -m clipdec.comparison --jobs 2
+RUN ?= runs/emoji
+UPLOADS := '{"websocket_max_message_size": 104857600}'  # bytes; by default photos of more than 10 MB are lost
 SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
 
-.PHONY: demo test bench results data lab clean
+.PHONY: demo test bench results data lab app clean
 .DELETE_ON_ERROR:
 
 demo: data
@@ -32,7 +35,11 @@ data: $(VENV)/.installed
 	@mkdir -p runs
 
 lab: $(VENV)/.installed
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(UPLOADS) notebooks
+
+app: $(VENV)/.installed-app data
+	$(BIN)/papermill --prepare-only notebooks/07_app.ipynb runs/app.ipynb -p run_folder $(RUN)
+	$(BIN)/voila --Voila.tornado_settings=$(UPLOADS) runs/app.ipynb
 
 # A stamp is written last: without it an environment is half-made, and is made anew.
 $(VENV)/.installed: pyproject.toml
@@ -40,8 +47,8 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable .[test]
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable .[$*]
 	touch $@
 
 clean:

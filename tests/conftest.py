@@ -41,3 +41,8 @@ def tiny_run(tiny, settings, tmp_path_factory):
     """(run folder, contents of metrics.json) of a run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     return folder, clipdec.fit(tiny, settings(folder, epochs=2))
+
+
+def pytest_collection_modifyitems(items):
+    """The browser comes last: by then the notebooks have trained the run that it looks at."""
+    items.sort(key=lambda item: item.path.name == "test_browser.py")
