@@ -18,7 +18,7 @@ WORST, FEW = 50, 5  # labels in the list of the worst; images below which AP is 
 SIDE, THUMB = 186, 92  # widths of pictures in px
 PHOTO = 1024  # px to which a large photo is scaled down
 
-LABELLED = {"style": {"description_width": "8em"}, "layout": widgets.Layout(width="420px")}
+LABELLED = {"style": {"description_width": "9em"}, "layout": widgets.Layout(width="420px")}
 
 
 def parse_labels(text, known=()):
@@ -60,15 +60,16 @@ class Panel(widgets.VBox):
     def _build(self):
         self.source = widgets.Dropdown(options=[("of the test split", "test"), ("a photo of yours", "photo")], description="image", **LABELLED)
         self.scene = widgets.BoundedIntText(0, min=0, max=len(self.split) - 1, description="number", **LABELLED)
-        self.upload = widgets.FileUpload(accept="image/*", description="choose a photo", layout=widgets.Layout(width="312px", margin="2px 2px 2px 110px"))
+        self.upload = widgets.FileUpload(accept="image/*", description="choose a photo", layout=widgets.Layout(width="297px", margin="2px 2px 2px 123px"))
         self.asked = widgets.Text(placeholder="names between commas; empty: all", description="labels", continuous_update=False, **LABELLED)
         self.ranking = widgets.Dropdown(options=[("seen and unseen labels (GZSL)", "gzsl"), ("unseen labels only (ZSL)", "zsl")], description="ranked", **LABELLED)
         self.keep = widgets.Dropdown(options=[("all are counted", "all"), ("relevant ones, with a ranked label", "relevant")], description="images", **LABELLED)
         self.threshold = widgets.FloatSlider(round(self.predictor.threshold, 2), min=0, max=1, step=0.01, description="threshold", **LABELLED)
         self.temperature = widgets.FloatSlider(1, min=0.2, max=5, step=0.1, description="temperature", **LABELLED)
-        rates = {"value": self.predictor.calibration.base_rate, "base": 10, "min": -4, "max": -0.5, "step": 0.05, "readout_format": ".2%"}
-        self.seen_rate = widgets.FloatLogSlider(description="seen labels in", **rates, **LABELLED)
-        self.other_rate = widgets.FloatLogSlider(description="others in", **rates, **LABELLED)
+        start = 10 ** round(np.log10(self.predictor.calibration.base_rate), 2)  # on a step of the slider: a browser would move it there
+        rates = {"value": start, "base": 10, "min": -4, "max": -0.5, "step": 0.01, "readout_format": ".2%"}
+        self.seen_rate = widgets.FloatLogSlider(description="base rate, seen", **rates, **LABELLED)
+        self.other_rate = widgets.FloatLogSlider(description="base rate, other", **rates, **LABELLED)
         image = widgets.VBox([self.source, self.scene, self.upload, self.asked])
         decision = widgets.VBox([self.ranking, self.keep, self.threshold, self.temperature, self.seen_rate, self.other_rate])
         self.controls = widgets.HBox([image, decision], layout=widgets.Layout(flex_flow="row wrap"))
@@ -81,7 +82,7 @@ class Panel(widgets.VBox):
         self.view = widgets.VBox([widgets.HBox([self.picture, self.overlay]), self.sets, self.figures], layout=widgets.Layout(width="390px", margin="0 0 0 14px"))
         self.results = widgets.HBox([scores, self.view], layout=widgets.Layout(flex_flow="row wrap"))
 
-        self.worst = widgets.Select(rows=6, description="worst labels", style={"description_width": "8em"}, layout=widgets.Layout(width="520px"))
+        self.worst = widgets.Select(rows=6, description="worst labels", style={"description_width": "9em"}, layout=widgets.Layout(width="520px"))
         self.thumbnails = widgets.HTML()
         self.example = widgets.ToggleButtons(description="", style={"button_width": f"{THUMB + 4}px"}, layout=widgets.Layout(width="840px"))
         self.browser = widgets.VBox([_heading("where the model fails: choose a label, then open one of its images"), self.worst, self.thumbnails, self.example])
@@ -215,7 +216,7 @@ class Panel(widgets.VBox):
             limit = self.temperature.value * (np.log(self.threshold.value) - np.log1p(-self.threshold.value))
         split = set_figures(logits >= torch.from_numpy(limit - self._shift(seen)), targets)
         f1 = self._best_three(self.ranking.value, self.keep.value, tuple(self._shift(np.array([True, False]))))
-        best = f"best three of each test image: F1@3 {100 * f1:.1f} %; mAP {precisions.nanmean():.1f} %, the same for all sliders"
+        best = f"best three of each test image: F1@3 {100 * f1:.1f} %; mAP {precisions.nanmean():.1f} %, which no slider moves"
         table = [("this image", self.scene_figures)] if self.scene_figures else []
         self.figures.value = render.figures([*table, (f"{len(rows)} test images", split)], best)
 

@@ -21,10 +21,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from data_prep.emoji_scenes import draw
+
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "runs" / "screenshots"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 UPLOADS = '{"websocket_max_message_size": 104857600}'  # as in the Makefile
+SCENE = 725  # the test image of the screenshot
 NASTY = '<img src=x onerror="document.title=1234">'
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="left out, for want of Chromium: nothing was tested in a browser; on Debian `apt install chromium`")
 
@@ -119,6 +122,12 @@ class Hand:
     def shows(self, count):
         expect(self.panel.locator(".widget-toggle-buttons").first.get_by_role("button")).to_have_count(count)
 
+    def open(self, number):
+        self.labelled("number").fill(str(number))
+        self.labelled("number").press("Enter")
+        expect(self.panel.get_by_role("img").first).to_have_attribute("alt", f"test image {number}")
+        self.shows(12)
+
     def type_labels(self, text):
         self.labelled("labels").fill(text)
         self.labelled("labels").press("Enter")
@@ -146,9 +155,7 @@ class Hand:
         self.type_labels("")
         self.labelled("image").select_option("of the test split")
         self.labelled("ranked").select_option("seen and unseen labels (GZSL)")
-        self.labelled("number").fill("0")
-        self.labelled("number").press("Enter")
-        self.shows(12)
+        self.open(0)
 
 
 @pytest.fixture
@@ -178,8 +185,9 @@ def test_the_notebook_runs_in_jupyterlab(lab):
 
 
 def test_the_threshold_moves_what_is_predicted(hand):
-    before = [hand.figure("test images", column) for column in range(3)]
+    hand.open(SCENE)
     hand.keep("panel")
+    before = [hand.figure("test images", column) for column in range(3)]
     handle = hand.handle("threshold")
     handle.focus()
     for _ in range(10):
@@ -194,14 +202,14 @@ def test_the_threshold_moves_what_is_predicted(hand):
 
 
 def test_every_slider_moves_the_figures(hand):
-    for name in ("temperature", "seen labels in", "others in"):
+    for name in ("temperature", "base rate, seen", "base rate, other"):
         cell, handle = hand.panel.get_by_role("row", name="test images").get_by_role("cell").nth(2), hand.handle(name)
         before = cell.inner_text()
         handle.focus()
-        for _ in range(5):
+        for _ in range(10):
             handle.press("ArrowRight")
         expect(cell).not_to_have_text(before)
-        for _ in range(5):
+        for _ in range(10):
             handle.press("ArrowLeft")
         expect(cell).to_have_text(before)
 
@@ -246,13 +254,13 @@ def test_a_label_that_is_html_is_text(hand):
 
 
 def test_a_photo(hand):
-    array = np.asarray(Image.open(ROOT / "docs" / "overview.png").convert("RGB"))
     file = io.BytesIO()
-    Image.fromarray(array[:240, :320]).save(file, "JPEG")
+    draw(np.random.default_rng(0), ["cactus", "guitar", "sushi"], "meadow").resize((480, 480)).save(file, "JPEG", quality=95)
     hand.upload("holiday.jpg", file.getvalue(), "image/jpeg")
-    hand.says("holiday.jpg, 320 × 240 px")
+    hand.says("holiday.jpg, 480 × 480 px")
     expect(hand.panel.get_by_role("row", name="this image")).to_have_count(0)
-    hand.type_labels("house, tree, a red roof")
+    hand.type_labels("cactus, guitar, sushi, pizza, a plant with spines")
+    hand.shows(5)
     expect(hand.panel.get_by_role("img").first).to_have_attribute("alt", "your photo")
     hand.keep("photo")
 
@@ -285,9 +293,12 @@ def test_the_worst_labels(hand):
     worst.scroll_into_view_if_needed()
     option = worst.get_by_role("option").nth(2).inner_text().replace("\xa0", " ")
     assert ": AP " in option
-    worst.select_option(index=2)
     images = hand.panel.get_by_role("figure")
+    before = images.first.get_by_role("img").get_attribute("src")
+    worst.select_option(index=2)
+    expect(images.first.get_by_role("img")).not_to_have_attribute("src", before)
     expect(images.first).to_contain_text("rank 1")
+    images.first.evaluate("image => image.scrollIntoView({block: 'center'})")
     hand.page.wait_for_timeout(500)
     hand.page.screenshot(path=SHOTS / "worst.png")
     button = hand.panel.get_by_role("button", name="open ").nth(1)
@@ -309,7 +320,7 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(hand):
             break
         hand.page.keyboard.press("Tab")
     names = list(dict.fromkeys(seen))
-    controls = ["image", "number", "choose a photo (0)", "labels", "ranked", "images", "threshold", "temperature", "seen labels in", "others in"]
+    controls = ["image", "number", "choose a photo (0)", "labels", "ranked", "images", "threshold", "temperature", "base rate, seen", "base rate, other"]
     found = [name for name in names if not name.startswith("choose a photo")]
     assert [name for name in controls if not name.startswith("choose")] == [name for name in found if name in controls], names
     assert any(name.startswith("choose a photo") for name in names) and "worst labels" in names and set(hand.names()) <= set(names)
@@ -325,7 +336,7 @@ def test_nothing_is_cut_off_or_overlaps(hand):
         return leaves.filter(e => e.offsetParent && e.getBoundingClientRect().width && e.getBoundingClientRect().height).map(e => {
             const r = e.getBoundingClientRect();
             return {what: e.tagName + ' ' + (e.textContent || e.alt || '').slice(0, 30), x: r.x, y: r.y, right: r.right, bottom: r.bottom,
-                    cut: e.scrollWidth > e.clientWidth + 1 && e.tagName !== 'INPUT' && getComputedStyle(e).overflow !== 'visible'}})}""")
+                    cut: e.scrollWidth > e.clientWidth && e.tagName !== 'INPUT' && getComputedStyle(e).overflow !== 'visible'}})}""")
     frame = hand.page.locator(".jp-NotebookPanel-notebook").bounding_box()
     assert len(boxes) > 40
     for box in boxes:
@@ -358,6 +369,7 @@ def test_the_panel_is_a_page_without_code(playwright, tmp_path):
         hand.type_labels("")
         hand.shows(12)
         assert page.get_by_text("import clipdec").count() == 0 and page.wrong == []
-        page.evaluate("window.scrollTo(0, 0)")
+        page.get_by_role("heading", name="The panel as a page").scroll_into_view_if_needed()
+        assert page.get_by_role("progressbar").count() == 0
         page.wait_for_timeout(300)
         page.screenshot(path=SHOTS / "app.png")
