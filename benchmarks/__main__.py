@@ -16,7 +16,7 @@ import open_clip
 import timm
 import torch
 
-NAMES = ("head", "metrics", "training", "photos")
+NAMES = ("head", "metrics", "training", "photos", "predictor")
 
 
 def machine(device):

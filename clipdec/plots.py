@@ -12,9 +12,12 @@ from matplotlib.ticker import MaxNLocator
 SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
 
 
-def show(figure, alt, dpi=None):
-    """Display a figure, or a PIL image, as PNG, and close it. `alt` says in words what it shows; it stands in the notebook as the
-    picture's alternative text."""
+def show(figure, alt, dpi=None, display=display):
+    """Display a figure, or a PIL image, as PNG, and close it.
+
+    Args: alt, what it shows in words, which stands in the notebook as the picture's alternative text; display, IPython's, or the
+        `update` of a display handle, whose picture it replaces.
+    """
     file = io.BytesIO()
     if hasattr(figure, "savefig"):
         figure.savefig(file, format="png", dpi=dpi or "figure")

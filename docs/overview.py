@@ -11,11 +11,11 @@ from clipdec.data import DATA
 
 SCENE = 3
 data = clipdec.load_data("emoji")
-predictor = clipdec.Predictor.load(DATA.parent / "runs" / "emoji")
+predictor = clipdec.Predictor.load(DATA.parent / "runs" / "emoji", base_rate=0.02)  # about that of the unseen labels in test
 image, targets = data.test[SCENE]
 true = [data.labels.names[i] for i in targets.nonzero().flatten()]
 top = predictor(image, data.labels.unseen, top_k=9)
-_, maps = predictor.explain(image, true)
+maps = predictor.explain(image, true)
 
 
 def pixels(figure):

@@ -1,0 +1,54 @@
+"""Run notebook 05 under papermill many times in a row, and count the runs that stall or fail.
+
+    python -m benchmarks.stalls                 # 50 times, after make demo
+    python -m benchmarks.stalls --times 10 --seconds 120
+
+Widgets that wait for messages of their own can hang a headless run now and then; one that ends tells nothing.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(folder, seconds):
+    """(how it ended, seconds) of one run, in a process of its own; one that takes longer is killed with its kernel."""
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(ROOT / "notebooks" / "05_evaluate.ipynb"), str(Path(folder) / "out.ipynb")]
+    began = time.time()
+    with open(Path(folder) / "log.txt", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            return "stalled", time.time() - began
+    return ("passed" if code == 0 else "failed"), time.time() - began
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--times", type=int, default=50, help="how many runs")
+    parser.add_argument("--seconds", type=float, default=300, help="after how long a run counts as stalled")
+    args = parser.parse_args()
+    outcomes, taken = {"passed": 0, "failed": 0, "stalled": 0}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(1, args.times + 1):
+            outcome, seconds = run(folder, args.seconds)
+            outcomes[outcome] += 1
+            taken.append(seconds)
+            print(f"run {number}: {outcome} in {seconds:.1f} s", flush=True)
+            if outcome == "failed":
+                print((Path(folder) / "log.txt").read_text()[-2000:])
+    print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()), f"of {args.times} runs, median {statistics.median(taken):.1f} s, longest {max(taken):.1f} s")
+    sys.exit(outcomes["passed"] < args.times)
+
+
+if __name__ == "__main__":
+    main()
