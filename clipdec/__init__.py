@@ -11,7 +11,6 @@ from clipdec.losses import CombinedLoss, alignment_loss, asymmetric_loss
 from clipdec.model import CLIPDecoder, load_run
 from clipdec.version import __version__
 
-
 COMMANDS = {"fit": "training", "Predictor": "predictor", "export_onnx": "export"}
 
 

@@ -37,7 +37,7 @@ class Predictor:
         threshold: the probability from which on predicted labels had the best F1 on val.
     """
 
-    def __init__(self, model, config, labels, calibration=Calibration()):
+    def __init__(self, model, config, labels, calibration):
         self.model, self.config, self.labels, self.calibration = model, config, labels, calibration
         self._vectors = {}
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import history, results
-from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clipdec import Predictor, encode_labels, fit, hold_out, load_run, training
 from clipdec import model as model_module
+from clipdec.calibration import Calibration
 from clipdec.data import held_labels
 from clipdec.evaluation import evaluate, predict
 from clipdec.model import build_model, encode_sentences, label_vectors
@@ -427,7 +427,7 @@ def test_vectors_of_a_file_replace_those_of_the_text_tower(tiny, settings, tmp_p
     logits = a["calibration"]["scale"] * logits + a["calibration"]["shift"]
     assert answer == pytest.approx(dict(zip(names[:7], logits.sigmoid().tolist())), abs=1e-5)
     with pytest.raises(ValueError, match="no vector for 1 labels: no such label"):
-        Predictor(model, config, tiny.labels)(tiny.test.image(2), ["no such label"])
+        Predictor(model, config, tiny.labels, Calibration())(tiny.test.image(2), ["no such label"])
 
 
 def test_a_file_that_lacks_a_label_stops_the_run(tiny, settings, tmp_path):
