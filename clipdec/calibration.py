@@ -95,12 +95,12 @@ def best_threshold(probabilities, targets):
 
 
 def platt(logits, targets):
-    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability: the least cross-entropy.
+    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability: the least cross-entropy with scale above 0.
 
     The targets are those of Platt (1999), a little inside of 0 and 1, so that labels that are told apart without an error do not
-    get endless logits. Args: logits, targets, of one shape, of images that were not trained on.
+    get endless logits. A positive scale keeps the order of labels, also of a model that is worse than chance. Args: logits, targets, of one shape, of images that were not trained on.
     """
-    parameters = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # log(scale), shift
     logits, targets = logits.flatten().double(), targets.flatten().double()
     positives, negatives = targets.sum(), (1 - targets).sum()
     targets = torch.where(targets > 0, (positives + 1) / (positives + 2), 1 / (negatives + 2))
@@ -108,12 +108,12 @@ def platt(logits, targets):
 
     def loss():
         optimiser.zero_grad()
-        value = F.binary_cross_entropy_with_logits(parameters[0] * logits + parameters[1], targets)
+        value = F.binary_cross_entropy_with_logits(parameters[0].exp() * logits + parameters[1], targets)
         value.backward()
         return value
 
     optimiser.step(loss)
-    return tuple(parameters.tolist())
+    return parameters[0].exp().item(), parameters[1].item()
 
 
 def reliability(probabilities, targets, bins=10):

@@ -56,6 +56,14 @@ def test_platt_of_labels_that_are_told_apart_without_an_error_stays_finite():
     assert 0 < scale < 20 and probabilities.tolist() == pytest.approx([3 / 4, 1 / 5], abs=0.07)  # (2 + 1) / (2 + 2), 1 / (3 + 2)
 
 
+def test_platt_keeps_the_order_of_labels_of_a_bad_model():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(100, 50, generator=generator)
+    targets = torch.rand(logits.shape, generator=generator) < (-2 * logits - 3).sigmoid()
+    scale, shift = platt(logits, targets)
+    assert 0 < scale < 0.01 and torch.tensor(shift).sigmoid().item() == pytest.approx(targets.double().mean().item(), rel=0.02)
+
+
 def test_the_threshold_has_the_best_f1_of_all():
     generator = torch.Generator().manual_seed(0)
     targets = torch.rand(40, 30, generator=generator) < 0.1
