@@ -148,6 +148,8 @@ class Panel(widgets.VBox):
         """The split as it is evaluated: (numbers of its images, logits, targets, average precision of each label)."""
         index = slice(len(self.space.seen) if ranking == "zsl" else 0, None)
         logits, targets = self.log_odds[:, index], self.split.targets[:, index]
+        if not logits.shape[1]:
+            raise ValueError("the data set has no unseen labels: rank seen and unseen ones")
         rows = targets.any(1) if keep == "relevant" else torch.ones(len(targets), dtype=torch.bool)
         if keep == "relevant":
             logits, targets = logits[rows], targets[rows]
@@ -191,8 +193,6 @@ class Panel(widgets.VBox):
         self.bars.value = render.bars([r + 1 for r in ranks], [self.space.kind(n) for n in shown], probabilities[ranks], self.threshold.value)
         self.sets.value = render.sets(predicted[:LISTED], true, max(0, len(predicted) - LISTED))
         self._offer([(f"✓ {n}" if true and n in true else n, n) for n in shown])
-        judged = [n for n in names if self.space.kind(n) != "new"]
-        self.scene_figures = true is not None and set_figures(*(torch.tensor([n in some for n in judged], dtype=torch.bool) for some in (set(predicted), set(true))))
         self._show_figures()
 
     def _where(self):
@@ -217,8 +217,15 @@ class Panel(widgets.VBox):
         split = set_figures(logits >= torch.from_numpy(limit - self._shift(seen)), targets)
         f1 = self._best_three(self.ranking.value, self.keep.value, tuple(self._shift(np.array([True, False]))))
         best = f"best three of each test image: F1@3 {100 * f1:.1f} %; mAP {precisions.nanmean():.1f} %, which no slider moves"
-        table = [("this image", self.scene_figures)] if self.scene_figures else []
+        table = [("this image", self._image_figures())] if self.source.value == "test" else []
         self.figures.value = render.figures([*table, (f"{len(rows)} test images", split)], best)
+
+    def _image_figures(self):
+        """Precision, recall and F1 of the test image, over those of the labels asked about that the data set annotates."""
+        names, probabilities = self._ranked()
+        judged = [(n, p) for n, p in zip(names, probabilities) if self.space.kind(n) != "new"]
+        true = set(self._true())
+        return set_figures(torch.tensor([p >= self.threshold.value for _, p in judged], dtype=torch.bool), torch.tensor([n in true for n, _ in judged], dtype=torch.bool))
 
     def _show_attention(self):
         image, label = self._image(), self.look.value

@@ -275,6 +275,15 @@ def test_labels_that_never_occur():
     assert "no label of this ranking occurs" in Panel(FakePredictor(), empty, LABELS, RAW).message.value
 
 
+def test_a_data_set_without_unseen_labels():
+    panel = Panel(FakePredictor(), FakeSplit(), LabelSpace(LABELS.names, []), RAW)
+    panel.asked.value = "new"
+    panel.ranking.value = "zsl"
+    assert "no unseen labels" in panel.message.value
+    panel.ranking.value = "gzsl"
+    assert panel.message.value == "" and shown(panel) == ["new"]
+
+
 def test_an_empty_split_is_refused():
     empty = FakeSplit()
     empty.targets = empty.targets[:0]
