@@ -50,7 +50,7 @@ def test_metrics_json(tiny, tiny_run):
 
 def test_the_folder_is_whole(tiny_run):
     folder, _ = tiny_run
-    files = {"checkpoint.safetensors", "config.json", "history.csv", "metrics.json", "state.pt", "tensorboard", "lock"}
+    files = {"checkpoint.safetensors", "config.json", "history.csv", "labels.json", "metrics.json", "state.pt", "tensorboard", "lock"}
     assert {f.name for f in folder.iterdir()} == files
     rows = history(folder)
     assert [row["epoch"] for row in rows] == [1, 2]
