@@ -56,7 +56,7 @@ class Predictor:
         except (OSError, KeyError) as error:
             raise FileNotFoundError(f"the run in {run_folder} is not finished, or of an older version ({error}): go on with it, resume True") from None
         model.to(config.device).tower.to(config.device)
-        return cls(model, config, labels, calibration.at(base_rate) if base_rate else calibration)
+        return cls(model, config, labels, calibration if base_rate is None else calibration.at(base_rate))
 
     @property
     def threshold(self):

@@ -181,6 +181,8 @@ def test_a_base_rate_of_one_s_own(predictor, tiny, tiny_run):
     for name, p in predictor(tiny.test.image(0), LABELS):
         q = dict(own(tiny.test.image(0), LABELS))[name]
         assert q / (1 - q) == pytest.approx(ratio * p / (1 - p), rel=1e-3)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Predictor.load(tiny_run[0], base_rate=0)
 
 
 @pytest.mark.parametrize("name", ["labels.json", "metrics.json"])

@@ -3,7 +3,6 @@
 import io
 import re
 from datetime import datetime, timezone
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,9 +269,9 @@ def test_an_image_of_a_worst_label_is_opened(panel):
 
 
 def test_labels_that_never_occur():
-    split = SimpleNamespace(name="fake", targets=torch.zeros_like(FakeSplit.targets), image=FakeSplit().image, __len__=None)
-    empty = type("Empty", (FakeSplit,), {"targets": split.targets})()
-    assert "no label of this ranking occurs" in Panel(FakePredictor(), empty, LABELS, RAW).message.value
+    split = FakeSplit()
+    split.targets = torch.zeros_like(FakeSplit.targets)
+    assert "no label of this ranking occurs" in Panel(FakePredictor(), split, LABELS, RAW).message.value
 
 
 def test_a_data_set_without_unseen_labels():
