@@ -20,7 +20,7 @@ from clipdec.data import Pixels, load_data
 from clipdec.model import CLIPDecoder, build_model, label_vectors
 from clipdec.towers import ImageTower
 from clipdec.trainer import Trainer, precision
-from clipdec.training import TrainingImages, peak_memory_mb
+from clipdec.training.run import TrainingImages, peak_memory_mb
 
 
 def epochs(data, device):

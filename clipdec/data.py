@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from clipdec.labels import LabelSpace
-from clipdec.processes import add_up, is_main, rank_and_count, share, wait
-from clipdec.progress import progress
-from clipdec.store import Store, digest, files_key
+from clipdec.training.processes import add_up, is_main, rank_and_count, share, wait
+from clipdec.training.progress import progress
+from clipdec.training.tokens import Store, digest, files_key
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = (REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()) / "data"

@@ -7,13 +7,13 @@ import snowballstemmer
 import torch
 from torch.utils.data import DataLoader
 
-from clipdec.baselines import raw_clip_scores
+from clipdec.comparison.methods.raw_clip import raw_clip_scores
 from clipdec.calibration import fit_calibration, seen_offset
 from clipdec.data import Pixels, encode_images, held_labels
 from clipdec.labels import LabelSpace
 from clipdec.metrics import zsl_report
 from clipdec.model import label_vectors
-from clipdec.processes import gather, share
+from clipdec.training.processes import gather, share
 
 TASKS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 STEM = snowballstemmer.stemmer("english").stemWord

@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from clipdec.config import Config
+from clipdec.training.config import Config
 from clipdec.decoder import MLDecoder
 from clipdec.labels import encode_labels, encode_texts, join_names, load_label_embeddings
 from clipdec.matching_decoder import MatchingDecoder
-from clipdec.processes import share, wait
-from clipdec.progress import progress
-from clipdec.store import Store, digest
+from clipdec.training.processes import share, wait
+from clipdec.training.progress import progress
+from clipdec.training.tokens import Store, digest
 from clipdec.towers import ImageTower, load_clip, text_key
 
 HEADS = {"ml_decoder": MLDecoder, "linear": partial(MatchingDecoder, match=False), "matching": MatchingDecoder, "residual": MatchingDecoder}

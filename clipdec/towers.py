@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from clipdec.store import digest
+from clipdec.training.tokens import digest
 
 MINI = Path(__file__).parent / "mini_clip"
 _BLANK = Image.new("RGB", (64, 64))

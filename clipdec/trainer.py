@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from clipdec.losses import CombinedLoss
-from clipdec.processes import add_up, gather, place, rank_and_count, share
+from clipdec.training.processes import add_up, gather, place, rank_and_count, share
 
 
 class Objective(nn.Module):

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import clipdec
-from clipdec import plots
+from clipdec.notebook import plots
 from clipdec.data import DATA
 
 SCENE = 3

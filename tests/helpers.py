@@ -1,6 +1,6 @@
 """Reading what a run wrote."""
 
-from clipdec.run_folder import read_history as history  # noqa: F401
+from clipdec.training.run_folder import read_history as history  # noqa: F401
 
 
 def results(metrics):

@@ -10,7 +10,7 @@ from torch import nn
 
 from clipdec import MLDecoder, decoder
 from clipdec.decoder import from_reference
-from clipdec.group_decoder import GroupMLDecoder
+from clipdec.reference.group_decoder import GroupMLDecoder
 
 B, N, L, C, D = 3, 10, 7, 12, 6
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipdec import LabelSpace, encode_labels, load_run
-from clipdec.baselines import raw_clip_scores
+from clipdec.comparison.methods.raw_clip import raw_clip_scores
 from clipdec.evaluation import encoded, evaluate, full_report, leakage, nearest_seen, predict, result_table
 from clipdec.metrics import zsl_report
 from data_prep.names import SPLITS, read_names

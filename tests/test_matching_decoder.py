@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from clipdec import MLDecoder, decoder, encode_labels, fit, load_run, training
+from clipdec import MLDecoder, decoder, encode_labels, fit, load_run
+from clipdec.training import run as training
 from clipdec.data import encode_images
 from clipdec.evaluation import encoded, predict
 from clipdec.matching_decoder import MatchingDecoder

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from clipdec import Config
-from clipdec.config import PRESETS
+from clipdec.training.config import PRESETS
 
 try:
     import tomllib

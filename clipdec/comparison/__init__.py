@@ -1,0 +1,1 @@
+"""The methods of the field side by side on one data set."""

@@ -1,0 +1,5 @@
+import sys
+
+from clipdec.comparison.systems import main
+
+sys.exit(main())

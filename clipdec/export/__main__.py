@@ -1,0 +1,5 @@
+import sys
+
+from clipdec.export.onnx import main
+
+sys.exit(main())

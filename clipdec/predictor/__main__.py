@@ -1,0 +1,5 @@
+import sys
+
+from clipdec.predictor.predictor import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the ML-Decoder reference code has beside the zero-shot head."""

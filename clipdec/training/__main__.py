@@ -1,0 +1,5 @@
+import sys
+
+from clipdec.training.run import main
+
+sys.exit(main())

@@ -1,0 +1,431 @@
+"""The writer of prepared data sets: its layout, what is left out, what may be replaced, and what a stop leaves."""
+
+import csv
+import errno
+import io
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import datasets
+import filelock
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipdec import load_data
+from data_prep import folder, writer
+
+ROOT = Path(__file__).resolve().parents[2]
+INFO = {"seen": ["red", "blue"], "unseen": ["green"], "source": "numbers", "licence": "none"}
+SIZES = {"train": 5, "val": 2, "test": 3}
+FIRST = {"train": 0, "val": 100, "test": 200}  # the number of each split's first item
+
+
+def row(item, log, broken=(), stop=None):
+    """An image whose colour is the item's number. Each call leaves a byte in a file, as it may run in another process."""
+    name, number = item
+    with open(log / name, "a") as file:
+        file.write("x")
+    if number == stop:
+        raise RuntimeError(f"stopped at {number}")
+    if number in broken:
+        raise writer.LeftOut("odd", f"it is {number}")
+    data = io.BytesIO()
+    Image.new("RGB", (2, 2), (number, 0, 0)).save(data, "PNG")
+    return {"image": {"bytes": data.getvalue(), "path": name}, "labels": [number % 3]}
+
+
+def files(folder):
+    """{path in the folder: contents}."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def changes(folder):
+    """{path in the folder: time of the last change}."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def log(tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def call(tmp_path, log, monkeypatch):
+    """call(out, ...) writes ten small images in shards of two."""
+    monkeypatch.setattr(writer, "SHARD", 2)
+
+    def call(out="out", info=INFO, sizes=SIZES, workers=1, broken=(), stop=None, **rest):
+        items = {split: [(f"{split}{i}", FIRST[split] + i) for i in range(n)] for split, n in sizes.items()}
+        return writer.write(tmp_path / out, info, items, partial(row, log=log, broken=broken, stop=stop), workers, **rest)
+
+    return call
+
+
+def calls(log):
+    """{name of an item: how often it was made}."""
+    return {path.name: path.stat().st_size for path in log.iterdir()}
+
+
+def colours(split):
+    return [split.image(i).getpixel((0, 0))[0] for i in range(len(split))]
+
+
+# ---- layout -----------------------------------------------------------------------------------------------------
+
+
+def test_load_from_disk_opens_the_folder(call, tmp_path):
+    assert call() == SIZES
+    opened = datasets.load_from_disk(tmp_path / "out")
+    assert opened.num_rows == SIZES and opened["train"].features == writer.FEATURES
+    assert opened["test"]["labels"] == [[200 % 3], [201 % 3], [202 % 3]] and str(opened["test"].split) == "test"
+
+
+def test_load_data_opens_the_folder(call, tmp_path):
+    call()
+    data = load_data(tmp_path / "out")
+    assert data.labels.names == ["red", "blue", "green"] and data.info["images"] == SIZES and data.info["left_out"] == {}
+    assert data.val.targets.tolist() == [[False, True, False], [False, False, True]]  # 100 % 3 = 1, 101 % 3 = 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_shards_keep_the_order_of_the_items(call, tmp_path, workers):
+    call(sizes={"train": 9, "val": 1, "test": 4}, workers=workers)
+    assert sorted(p.name for p in (tmp_path / "out" / "train").glob("*.arrow")) == [f"data-{i:05}-of-00005.arrow" for i in range(5)]
+    data = load_data(tmp_path / "out")
+    assert (colours(data.train), colours(data.test)) == (list(range(9)), [200, 201, 202, 203])
+
+
+def test_the_number_of_workers_changes_no_byte(call, tmp_path):
+    call("one", workers=1, broken=(1, 201))
+    call("two", workers=2, broken=(1, 201))
+    one = files(tmp_path / "one")
+    assert "left_out.csv" in one and one == files(tmp_path / "two")
+
+
+def test_nothing_but_the_data_set_is_left(call, tmp_path, log):
+    call()
+    shards = {f"{split}/data-{i:05}-of-{n:05}.arrow" for split, n in (("train", 3), ("val", 1), ("test", 2)) for i in range(n)}
+    rest = {f"{split}/{name}" for split in SIZES for name in ("dataset_info.json", "state.json")} | {"labels.json", "dataset_dict.json"}
+    assert set(files(tmp_path / "out")) == shards | rest
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "log"}
+
+
+def test_an_empty_split_opens(call, tmp_path):
+    call(sizes={"train": 3, "val": 0, "test": 2})
+    data = load_data(tmp_path / "out")
+    assert (len(data.train), len(data.val), len(data.test)) == (3, 0, 2)
+
+
+def test_a_shard_of_which_all_is_left_out_opens(call, tmp_path):
+    assert call(broken=(2, 3)) == {"train": 3, "val": 2, "test": 3}
+    assert colours(load_data(tmp_path / "out").train) == [0, 1, 4]
+
+
+def test_load_gives_what_make_is_called_with(call, tmp_path):
+    asked = []
+
+    def load(split, items):
+        asked.append((split, len(items)))
+        return [(name, 50 + number) for name, number in items]
+
+    call(sizes={"train": 3, "val": 1, "test": 2}, load=load)
+    assert asked == [("train", 2), ("train", 1), ("val", 1), ("test", 2)]
+    assert colours(load_data(tmp_path / "out").train) == [50, 51, 52]
+
+
+# ---- a folder that is there -------------------------------------------------------------------------------------
+
+
+def test_equal_info_does_nothing(call, tmp_path, log, capsys):
+    call()
+    before = changes(tmp_path / "out")
+    capsys.readouterr()
+    assert call() == SIZES
+    assert capsys.readouterr().out == "out is ready\n" and changes(tmp_path / "out") == before
+    assert set(calls(log).values()) == {1}
+
+
+def test_other_info_is_refused(call, tmp_path):
+    call()
+    before = files(tmp_path / "out")
+    with pytest.raises(FileExistsError, match=r"another data set \(other licence\)"):
+        call(info=INFO | {"licence": "mine"})
+    assert files(tmp_path / "out") == before
+
+
+def test_replace_names_the_source_that_may_be_replaced(call, tmp_path):
+    call()
+    with pytest.raises(FileExistsError):
+        call(info=INFO | {"licence": "mine"}, replace="letters")
+    call(info=INFO | {"licence": "mine"}, sizes={"train": 1, "val": 1, "test": 1}, replace="numbers")
+    data = load_data(tmp_path / "out")
+    assert data.info["licence"] == "mine" and len(data.train) == 1
+
+
+@pytest.mark.parametrize("replace", [None, "numbers"])
+def test_a_folder_of_other_files_is_refused(call, tmp_path, replace):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty and not a prepared data set"):
+        call(replace=replace)
+    assert files(tmp_path / "out") == {"diary.txt": b"mine"}
+
+
+def test_a_file_in_its_place_is_refused(call, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(FileExistsError):
+        call()
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_empty_folder_is_used(call, tmp_path):
+    (tmp_path / "out").mkdir()
+    call()
+    assert len(load_data(tmp_path / "out").train) == 5
+
+
+# ---- what is left out -------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_listed(call, tmp_path):
+    assert call(broken=(1, 201), left_out=[("train", "gone.jpg", "missing", "")]) == {"train": 4, "val": 2, "test": 2}
+    with open(tmp_path / "out" / "left_out.csv", newline="", encoding="utf8") as file:
+        assert list(csv.reader(file)) == [
+            ["split", "image", "reason", "detail"],
+            ["train", "gone.jpg", "missing", ""],
+            ["train", "train1", "odd", "it is 1"],
+            ["test", "test1", "odd", "it is 201"],
+        ]
+
+
+def test_what_is_left_out_is_counted(call, tmp_path, capsys):
+    call(broken=(1, 201), left_out=[("train", "gone.jpg", "missing", "")])
+    info = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert info["left_out"] == {"odd": 2, "missing": 1} and info["images"] == {"train": 4, "val": 2, "test": 2}
+    assert "out: 4 train, 2 val, 2 test images kept; left out: 3 (2 odd, 1 missing)" in capsys.readouterr().out
+
+
+def test_nothing_left_out_is_said_too(call, tmp_path, capsys):
+    call()
+    assert "images kept; left out: 0\n" in capsys.readouterr().out and not (tmp_path / "out" / "left_out.csv").exists()
+
+
+def test_too_much_left_out_is_an_error(call, tmp_path):
+    with pytest.raises(ValueError, match=r"2 of 10 images \(20 %\).*--max-missing 19"):
+        call(broken=(1, 201), max_missing=19)
+    assert not (tmp_path / "out").exists()
+    assert len((tmp_path / "out.partial" / "left_out.csv").read_text().splitlines()) == 3
+
+
+def test_the_limit_itself_is_allowed(call):
+    assert call(broken=(1, 201), max_missing=20) == {"train": 4, "val": 2, "test": 2}
+
+
+def test_too_much_missing_is_an_error_before_the_work(call, log):
+    with pytest.raises(ValueError, match="1 of 11 images"):
+        call(left_out=[("train", "gone.jpg", "missing", "")], max_missing=0)
+    assert calls(log) == {}
+
+
+def test_a_higher_limit_makes_only_the_shard_with_what_was_left_out_again(call, tmp_path, log):
+    with pytest.raises(ValueError):
+        call(broken=(1,), max_missing=0)
+    assert call(broken=(1,), max_missing=50)["train"] == 4
+    made = calls(log)
+    assert len(made) == 10 and {name for name, times in made.items() if times > 1} == {"train0", "train1"}
+
+
+# ---- a stop -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_leaves_no_data_set(call, tmp_path, workers):
+    with pytest.raises(RuntimeError, match="stopped at 201"):
+        call(stop=201, workers=workers)
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").is_dir()
+    for name in ("out", "out.partial"):
+        with pytest.raises(FileNotFoundError):
+            load_data(tmp_path / name)
+
+
+def test_the_next_call_makes_only_what_lacks(call, tmp_path, log):
+    with pytest.raises(RuntimeError):
+        call(stop=201)
+    assert call() == SIZES
+    again = {"test0", "test1"}  # the shard that stopped
+    assert calls(log) == {f"{s}{i}": 1 + (f"{s}{i}" in again) for s, n in SIZES.items() for i in range(n)}
+    call("undisturbed")
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+
+
+def test_the_shards_of_another_data_set_are_not_used(call, tmp_path, log):
+    with pytest.raises(RuntimeError):
+        call(stop=201)
+    call(info=INFO | {"seed": 1})
+    assert calls(log)["train0"] == 2
+    call("undisturbed", info=INFO | {"seed": 1})
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+
+
+def test_a_second_run_at_once_is_refused(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "FileLock", lambda path, timeout: filelock.FileLock(path, timeout=0.1))
+    (tmp_path / "out.partial").mkdir()
+    hold = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "out.partial" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError, match="another process is writing"):
+            call()
+    assert call() == SIZES  # the other has ended
+
+
+def test_the_lock_is_held_until_the_folder_has_its_name(call, monkeypatch):
+    rename, codes = Path.rename, []
+    take = "import filelock, sys; filelock.FileLock(sys.argv[1], timeout=0).acquire()"
+
+    def spy(self, target):
+        codes.append(subprocess.run([sys.executable, "-c", take, str(self / ".lock")], capture_output=True).returncode)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", spy)
+    call()
+    assert codes == [1]  # the other process did not get it
+
+
+def test_a_run_that_waited_finds_the_data_set_ready(call, tmp_path, log, monkeypatch, capsys):
+    def wait(path, timeout):
+        monkeypatch.setattr(writer, "FileLock", filelock.FileLock)
+        call()  # the run that was waited for
+        return filelock.FileLock(path, timeout=timeout)
+
+    monkeypatch.setattr(writer, "FileLock", wait)
+    assert call() == SIZES
+    assert set(calls(log).values()) == {1} and "out is ready" in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "log"}
+
+
+def test_a_stop_before_the_renaming_loses_no_work(call, tmp_path, log, monkeypatch):
+    def fail(self, target):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(OSError):
+            call()
+    assert call() == SIZES and set(calls(log).values()) == {1}
+
+
+@pytest.mark.parametrize("name", ["plan.json", "data-00001-of-00003", "labels.json"])
+def test_a_full_disk_ends_with_its_error(call, tmp_path, monkeypatch, name):
+    flush = writer._flush
+
+    def full(file):
+        if name in file.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(file)
+
+    pool = partial(writer.ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))  # so that a worker has `full`
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_flush", full)
+        patch.setattr(writer, "ProcessPoolExecutor", pool)
+        with pytest.raises(OSError) as error:
+            call()
+    assert error.value.errno == errno.ENOSPC and not (tmp_path / "out").exists()
+    assert call() == SIZES and len(load_data(tmp_path / "out").train) == 5
+
+
+# ---- a stopped process ------------------------------------------------------------------------------------------
+
+PHOTOS = 600
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    """Arguments of data_prep.folder for some hundreds of photos, and the files of a run that nothing disturbed."""
+    root = tmp_path_factory.mktemp("album")
+    (root / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        data = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8)).resize((800, 600)).save(data, "JPEG")
+        for k in range(i, PHOTOS, 9):
+            (root / "photos" / f"{k}.jpg").write_bytes(data.getvalue())
+    lines = [f"{i}.jpg,{'abcdefghij'[i % 10]}" for i in range(PHOTOS)]
+    (root / "labels.csv").write_text("\n".join(["image,labels", *lines]))
+    arguments = ["--images", str(root / "photos"), "--labels", str(root / "labels.csv"), "--hold-out", "0.2", "--size", "200", "--workers", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["folder", *arguments, "--out", str(root / "undisturbed")])
+        folder.main()
+    return arguments, files(root / "undisturbed")
+
+
+@pytest.fixture
+def start(album, tmp_path):
+    """start() runs data_prep.folder in a group of processes of its own, until it has written a shard of several."""
+    running = []
+
+    def start():
+        command = [sys.executable, "-m", "data_prep.folder", *album[0], "--out", str(tmp_path / "out")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+        running.append(process)
+        end = time.monotonic() + 60
+        while not list((tmp_path / "out.partial").glob("*/*.arrow")):
+            assert process.poll() is None and time.monotonic() < end, "the run ended before it could be stopped"
+            time.sleep(0.005)
+        return process
+
+    yield start
+    for process in running:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all its processes are gone
+        process.wait()
+        process.stdout.close()
+
+
+def finish(album, out, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["folder", *album[0], "--out", str(out)])
+    folder.main()
+
+
+def test_a_killed_run_goes_on(start, album, tmp_path, monkeypatch, capsys):
+    """Killed as by the kernel: nothing can be tidied up."""
+    out, partial_ = tmp_path / "out", tmp_path / "out.partial"
+    process = start()
+    process.kill()  # the parent only
+    process.communicate(timeout=10)  # ends when no worker holds the pipe
+    whole = {name: t for name, t in changes(partial_).items() if name.endswith(".arrow")}
+    assert 1 <= len(whole) < 6 and not out.exists()
+    for path in (out, partial_):
+        with pytest.raises(FileNotFoundError):
+            load_data(path)
+    finish(album, out, monkeypatch)
+    assert "images are there already" in capsys.readouterr().out
+    assert {name: changes(out)[name] for name in whole} == whole
+    assert files(out) == album[1] and not partial_.exists()
+    assert load_data(out).info["images"]["test"] > 128  # several shards
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(start, album, tmp_path, monkeypatch):
+    process, shards = start(), lambda: len(list((tmp_path / "out.partial").glob("*/*.arrow")))
+    time.sleep(0.1)  # both workers are in the middle of a shard
+    before = shards()
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert output.splitlines()[-1] == "stopped: the same command goes on from here" and process.returncode == 1
+    assert "Traceback" not in output and not (tmp_path / "out").exists()
+    assert shards() >= before + 2  # what the two workers had in work is kept
+    finish(album, tmp_path / "out", monkeypatch)
+    assert files(tmp_path / "out") == album[1]

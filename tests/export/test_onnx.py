@@ -1,0 +1,90 @@
+"""The ONNX file of a run: the same answers as torch, for any number of images and labels."""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from clipdec import Predictor, export_onnx, fit
+from clipdec.export import onnx as export
+
+RESAMPLING = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}
+
+
+def answers(session, images, queries=None):
+    """(names, probabilities) from the file alone: pixels made as its metadata says."""
+    facts = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    how, pixels = facts["preprocessing"], []
+    for image in images:
+        scaled = image.convert("RGB").resize(how["size"][::-1], RESAMPLING[how["interpolation"]])
+        pixels.append(((np.asarray(scaled, np.float32) / 255 - how["mean"]) / how["std"]).transpose(2, 0, 1))
+    inputs = {"pixels": np.stack(pixels).astype(np.float32)} | ({} if queries is None else {"queries": queries.numpy()})
+    return facts, session.run(["probabilities"], inputs)[0]
+
+
+def compare(run_folder, path, images):
+    predictor, session = Predictor.load(run_folder), onnxruntime.InferenceSession(str(path))
+    facts, found = answers(session, images)
+    assert facts["names"] == predictor.labels.names and facts["threshold"] == predictor.threshold
+    assert (facts["prompt"], facts["text_tower"]) == (predictor.config.prompt, predictor.config.text_tower)
+    for row, expected in zip(found, predictor(images), strict=True):
+        assert dict(zip(facts["names"], row.tolist())) == pytest.approx(dict(expected), abs=1e-4)
+    return predictor, session
+
+
+def test_the_file_answers_as_torch_does(tiny, tiny_run, tmp_path):
+    export_onnx(tiny_run[0], tmp_path / "model.onnx")
+    predictor, session = compare(tiny_run[0], tmp_path / "model.onnx", [tiny.test.image(i).resize((150, 90)) for i in range(3)])
+    names = ["a red fruit", "pizza"]
+    _, found = answers(session, [tiny.test.image(0)], predictor.vectors(names))
+    assert dict(zip(names, found[0].tolist())) == pytest.approx(dict(predictor(tiny.test.image(0), names)), abs=1e-4)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights are inside
+
+
+def test_another_tower_the_paper_s_head_and_vectors_of_a_file(tiny, settings, tmp_path):
+    torch.manual_seed(0)
+    tower = timm.create_model("test_efficientnet", pretrained=False)
+    save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, tmp_path / "tower.safetensors")
+    np.savez(tmp_path / "vectors.npz", names=np.array(tiny.labels.names), vectors=np.random.default_rng(0).standard_normal((1006, 20)))
+    fit(tiny, settings(tmp_path / "run", image_tower="timm:test_efficientnet", image_weights=str(tmp_path / "tower.safetensors"), label_embeddings=str(tmp_path / "vectors.npz"), head="ml_decoder"))  # fmt: skip
+    export_onnx(tmp_path / "run", tmp_path / "model.onnx")
+    compare(tmp_path / "run", tmp_path / "model.onnx", [tiny.test.image(0)])
+
+
+def test_clip_s_own_answer_is_in_the_file(tiny, tiny_run, tmp_path):
+    for name in ("config.json", "labels.json", "metrics.json"):
+        (tmp_path / name).write_bytes((tiny_run[0] / name).read_bytes())
+    weights = load_file(tiny_run[0] / "checkpoint.safetensors")
+    save_file(weights | {"clip_weight": torch.tensor(0.7)}, tmp_path / "checkpoint.safetensors")
+    assert Predictor.load(tmp_path)(tiny.test.image(0), "pizza") != Predictor.load(tiny_run[0])(tiny.test.image(0), "pizza")
+    export_onnx(tmp_path, tmp_path / "model.onnx")
+    compare(tmp_path, tmp_path / "model.onnx", [tiny.test.image(0)])
+
+
+def test_a_file_that_differs_is_not_kept(tiny_run, tmp_path, monkeypatch):
+    forward = export._Answer.forward
+    monkeypatch.setattr(export._Answer, "forward", lambda self, pixels, queries: tuple(x + 2e-4 * (not torch.compiler.is_exporting()) for x in forward(self, pixels, queries)))
+    with pytest.raises(ValueError, match="differs from torch by 0.0002"):
+        export_onnx(tiny_run[0], tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"pip install 'clipdec\[onnx\]'"):
+        export_onnx(tiny_run[0], tmp_path / "model.onnx")
+    with pytest.raises(SystemExit, match="error: .*onnx"):
+        export.main([str(tiny_run[0]), str(tmp_path / "model.onnx")])
+
+
+def test_preprocessing_that_a_file_cannot_carry():
+    with pytest.raises(ValueError, match="RandomGrayscale"):
+        from torchvision.transforms import v2
+
+        export.describe(v2.Compose([v2.Resize(8), v2.RandomGrayscale()]))

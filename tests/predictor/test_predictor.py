@@ -1,0 +1,243 @@
+"""The Predictor: any image, any labels, probabilities, attention maps, and the command."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipdec import Predictor, load_run
+from clipdec.calibration import Calibration, fit_calibration
+from clipdec.evaluation import split_scores
+from clipdec.model import label_vectors
+from clipdec.predictor.predictor import main, open_image
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = ["pizza", "a dog that reads", "key", "no label of the data set"]
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run):
+    return Predictor.load(tiny_run[0])
+
+
+def probabilities(run, image, labels):
+    """{label: probability}, computed from the model itself and the numbers in metrics.json."""
+    folder, metrics = run
+    config, model = load_run(folder)
+    tokens, vectors = model.tower(model.tower.preprocess(image)[None])
+    with torch.no_grad():
+        queries = label_vectors(config, labels)
+        logits = (model(tokens, queries) + model.clip_weight * model.clip_evidence(vectors, queries))[0]
+    scale, shift = metrics["calibration"]["scale"], metrics["calibration"]["shift"]
+    return {label: 1 / (1 + np.exp(-scale * x - shift)) for label, x in zip(labels, logits.double().tolist())}
+
+
+def test_any_labels_the_most_probable_first(predictor, tiny, tiny_run):
+    answer = predictor(tiny.test.image(3), LABELS)
+    assert dict(answer) == pytest.approx(probabilities(tiny_run, tiny.test.image(3), LABELS), abs=1e-5)
+    assert [p for _, p in answer] == sorted((p for _, p in answer), reverse=True)
+    assert predictor(tiny.test.image(3), LABELS, top_k=2) == answer[:2]
+    assert predictor(tiny.test.image(3), iter(LABELS), top_k=9) == answer
+
+
+def test_the_labels_of_the_run_by_default_without_its_data(predictor, tiny, monkeypatch):
+    monkeypatch.setattr("clipdec.data.load_data", None)
+    answer = predictor(tiny.test.image(0))
+    assert sorted(label for label, _ in answer) == sorted(tiny.labels.names) and predictor.labels == tiny.labels
+    assert predictor(tiny.test.image(0), top_k=5) == answer[:5]
+
+
+def test_many_images_at_once(predictor, tiny, tmp_path):
+    images = [tiny.test.image(i) for i in range(35)]  # more than are in memory at a time
+    images[34].save(tmp_path / "x.png")
+    together = predictor([*images[:34], tmp_path / "x.png"], LABELS, top_k=3)
+    for image, answer in zip(images, together, strict=True):
+        alone = predictor(image, LABELS, top_k=3)
+        assert [n for n, _ in alone] == [n for n, _ in answer] and dict(alone) == pytest.approx(dict(answer), abs=1e-5)
+    assert predictor([], LABELS) == []
+
+
+def test_image_files_arrays_and_modes(predictor, tiny, tmp_path):
+    image = tiny.test.image(0)
+    image.save(tmp_path / "x.png")
+    image.convert("RGBA").save(tmp_path / "y.png")
+    expected, array = predictor(image, LABELS), np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for same in (tmp_path / "x.png", str(tmp_path / "y.png"), image.convert("RGBA"), array, tensor, tensor / 255, (array + 0.5) / 255):
+        assert predictor(same, LABELS) == expected
+    assert predictor(array[..., 0], LABELS) == predictor(Image.fromarray(array[..., 0]), LABELS)
+    assert len(predictor(Image.new("L", (31, 200)), ["pizza"])) == 1
+
+
+def test_one_label_as_a_text(predictor, tiny):
+    assert predictor(tiny.test.image(0), "dog face") == predictor(tiny.test.image(0), ["dog face"])
+
+
+def test_a_name_is_encoded_once(predictor, tiny, monkeypatch):
+    before = predictor(tiny.test.image(0), LABELS)
+    monkeypatch.setattr("clipdec.predictor.label_vectors", lambda config, names: label_vectors(config, names) if names == ["one more"] else 1 / 0)
+    after = predictor(tiny.test.image(0), [*reversed(LABELS), "one more", "one more"])
+    assert dict(before) == pytest.approx({name: p for name, p in after if name != "one more"}, abs=1e-6) and len(after) == 6
+
+
+# ---- images -----------------------------------------------------------------------------------------------------
+
+
+def test_images_that_cannot_be_read(predictor, tmp_path):
+    (tmp_path / "x.jpg").write_text("no image")
+    (tmp_path / "z.jpg").write_bytes(b"")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "y.png")
+    (tmp_path / "y.png").write_bytes((tmp_path / "y.png").read_bytes()[:900])
+    for name in ("x.jpg", "y.png", "z.jpg", "missing.png"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
+            predictor(tmp_path / name, ["pizza"])
+    for wrong in (np.zeros((4, 4, 3), int), np.zeros((2, 2, 2, 2), np.uint8), np.zeros((0, 3, 3), np.uint8), None, 7, "https://example.org/x.jpg"):
+        with pytest.raises(ValueError, match="cannot be read as an image"):
+            predictor(wrong, ["pizza"])
+
+
+def test_an_image_is_upright_and_not_larger_than_asked(tmp_path):
+    image = Image.new("RGB", (300, 200), "red")
+    image.paste("blue", (0, 0, 300, 20))  # the top of the file, the right side of the photo
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright = open_image(tmp_path / "turned.jpg")
+    assert upright.size == (200, 300) and upright.getpixel((195, 150))[2] > 200 > 60 > upright.getpixel((5, 150))[2]
+    small = open_image(io.BytesIO((tmp_path / "turned.jpg").read_bytes()), largest=90)
+    assert small.size == (60, 90) and small.getpixel((58, 45))[2] > 150
+    assert open_image(image, largest=150).size == (150, 100) and image.size == (300, 200)
+    with pytest.raises(ValueError, match="^my photo cannot be read as an image"):
+        open_image(io.BytesIO(b""), "my photo")
+
+
+# ---- labels -----------------------------------------------------------------------------------------------------
+
+
+def test_labels_that_are_none(predictor, tiny):
+    for labels in ([], [""], ["pizza", " "]):
+        with pytest.raises(ValueError, match="at least one name and no empty"):
+            predictor(tiny.test.image(0), labels)
+
+
+def test_five_thousand_labels(predictor, tiny):
+    names = [f"thing {i}" for i in range(4999)]
+    answer = predictor(tiny.test.image(0), [*names, "pizza"])
+    assert len(answer) == 5000 and dict(answer)["pizza"] == pytest.approx(dict(predictor(tiny.test.image(0), ["pizza"]))["pizza"], abs=1e-5)
+
+
+# ---- attention --------------------------------------------------------------------------------------------------
+
+
+def weights(pixels, tokens):
+    """How much each token counts at each pixel of a side, [pixels, tokens]: linear between the centres of tokens."""
+    centres = (np.arange(pixels) + 0.5) * tokens / pixels - 0.5
+    return np.stack([np.interp(centres, np.arange(tokens), row) for row in np.eye(tokens)], axis=1)
+
+
+def test_attention_on_the_grid_of_the_image(predictor, tiny):
+    image = tiny.test.image(1).resize((160, 80))
+    grid, label = predictor.model.tower.grid, "pizza"
+    full = predictor.explain(image, label)
+    assert full.shape == (80, 160) and full.sum().item() == pytest.approx(1, abs=1e-4) and full.min() >= 0
+    tokens, vectors = predictor.model.tower(predictor.model.tower.preprocess(image)[None])
+    with torch.no_grad():
+        _, maps = predictor.model.score(tokens, vectors, label_vectors(predictor.config, [label]), need_attention=True)
+    down, across = (weights(80, grid[0]), weights(160, grid[1]))  # [H, rows], [W, columns]
+    expected = down @ maps[0, 0].unflatten(0, grid).numpy() @ across.T
+    assert full.numpy() == pytest.approx(expected / expected.sum(), rel=1e-4)
+    both = predictor.explain(image, [label, "key"])
+    assert both.shape == (2, 80, 160) and torch.allclose(both[0], full, atol=1e-7)
+
+
+def test_attention_of_a_photo_that_lies_on_its_side(predictor, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (90, 40)).save(tmp_path / "x.jpg", exif=exif)
+    assert predictor.explain(tmp_path / "x.jpg", "pizza").shape == (90, 40)
+
+
+# ---- calibration ------------------------------------------------------------------------------------------------
+
+
+def test_the_calibration_is_that_of_val(predictor, tiny, tiny_run):
+    config, model = load_run(tiny_run[0])
+    seen = tiny.labels.seen_index
+    fitted = fit_calibration(split_scores(model, tiny.val, tiny, config)[:, seen], tiny.val.targets[:, seen])
+    assert predictor.calibration == Calibration(**tiny_run[1]["calibration"])
+    assert vars(fitted) == pytest.approx(vars(predictor.calibration), abs=1e-3) and predictor.threshold == predictor.calibration.threshold
+
+
+def test_a_base_rate_of_one_s_own(predictor, tiny, tiny_run):
+    own = Predictor.load(tiny_run[0], base_rate=0.2)
+    odds = {rate: rate / (1 - rate) for rate in (0.2, predictor.calibration.base_rate)}
+    ratio = odds[0.2] / odds[predictor.calibration.base_rate]
+    for name, p in predictor(tiny.test.image(0), LABELS):
+        q = dict(own(tiny.test.image(0), LABELS))[name]
+        assert q / (1 - q) == pytest.approx(ratio * p / (1 - p), rel=1e-3)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Predictor.load(tiny_run[0], base_rate=0)
+
+
+@pytest.mark.parametrize("name", ["labels.json", "metrics.json"])
+def test_a_run_that_is_not_finished(tiny_run, tmp_path, name):
+    for file in ("config.json", "checkpoint.safetensors", "labels.json", "metrics.json"):
+        (tmp_path / file).write_bytes((tiny_run[0] / file).read_bytes())
+    assert Predictor.load(tmp_path).labels.seen
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        Predictor.load(tmp_path)
+
+
+# ---- the command ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table(predictor, tiny, tiny_run, tmp_path):
+    tiny.test.image(0).save(tmp_path / "photo.jpg")
+    command = [sys.executable, "-m", "clipdec.predictor", tiny_run[0], tmp_path / "photo.jpg", "--labels", "dog face", "pizza", "<b>new</b>"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stderr
+    photo, *rows, foot = done.stdout.splitlines()
+    expected = predictor(tmp_path / "photo.jpg", ["dog face", "pizza", "<b>new</b>"])
+    assert photo == str(tmp_path / "photo.jpg") and f"{predictor.threshold:.3f}" in foot
+    kinds = {"dog face": "seen", "pizza": "unseen", "<b>new</b>": "new"}
+    for row, (name, p) in zip(rows, expected, strict=True):
+        assert row.split("✓")[-1].split() == [*name.split(), f"{p:.3f}", kinds[name]] and ("✓" in row) == (p >= predictor.threshold)
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in arguments])
+    return ended.value.code, capsys.readouterr()
+
+
+def test_the_command_prints_json(predictor, tiny, tiny_run, tmp_path, capsys):
+    for i in range(2):
+        tiny.test.image(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "names.txt").write_text("pizza\nkey\n")
+    code, printed = run(capsys, tiny_run[0], tmp_path / "0.png", tmp_path / "no.png", tmp_path / "1.png", "--json", "--labels", f"@{tmp_path}/names.txt")
+    rows = json.loads(printed.out)
+    assert code == 1 and "no.png cannot be read" in printed.err and [r["image"] for r in rows] == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    for row, image in zip(rows, (0, 1)):
+        answer = predictor(tiny.test.image(image), ["pizza", "key"])
+        assert [(r["label"], r["predicted"], r["kind"]) for r in row["labels"]] == [(n, p >= predictor.threshold, predictor.labels.kind(n)) for n, p in answer]
+        assert [r["probability"] for r in row["labels"]] == pytest.approx([p for _, p in answer], abs=1e-6)
+
+
+def test_the_command_asks_about_the_labels_of_the_run(tiny, tiny_run, tmp_path, capsys):
+    tiny.test.image(0).save(tmp_path / "x.png")
+    assert run(capsys, tiny_run[0], tmp_path / "x.png")[1].out.count("\n") == 12
+    assert run(capsys, tiny_run[0], tmp_path / "x.png", "--top-k", 3)[1].out.count("\n") == 5
+
+
+def test_the_command_says_what_is_wrong(tiny_run, tmp_path, capsys):
+    code, _ = run(capsys, tmp_path, "x.png")
+    assert "is not a run folder" in code
+    code, _ = run(capsys, tiny_run[0], "x.png", "--labels", " ")
+    assert "no empty" in code

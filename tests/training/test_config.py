@@ -1,0 +1,170 @@
+"""The settings of a run: every wrong one is refused with a message that says what is right."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import clipdec
+from clipdec import Config
+from clipdec.training.config import PRESETS
+
+ROOT = Path(clipdec.__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    "name, value, wanted",
+    [
+        ("data", 3, "a text"),
+        ("out_dir", 4, "a text"),
+        ("image_weights", 1.5, "a text"),
+        ("label_embeddings", True, "a text"),
+        ("train_image_tower", "false", "True or False"),
+        ("train_image_tower", 1, "True or False"),
+        ("amp", "True", "True or False"),
+        ("resume", 0, "True or False"),
+        ("epochs", "10", "a whole number"),
+        ("epochs", 2.0, "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("seed", "0", "a whole number"),
+        ("batch_size", False, "a whole number"),
+        ("lr", "1e-4", "a number"),
+        ("lr", True, "a number"),
+        ("alpha", False, "a number"),
+        ("ema_decay", [0.9], "a number"),
+    ],
+)
+def test_wrong_types(name, value, wanted):
+    with pytest.raises(ValueError, match=f"^{name} must be {wanted}, got {value!r}".replace("[", r"\[").replace("]", r"\]")):
+        Config(**{name: value})
+
+
+def test_a_text_for_a_number_names_papermills_option():
+    with pytest.raises(ValueError, match="papermill: -p reads numbers"):
+        Config(lr="1e-4")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("epochs", 0), ("epochs", -1), ("batch_size", 0), ("embed_dim", 0), ("embed_dim", 20), ("embed_dim", -8),
+        ("alpha", -0.1), ("beta", -1), ("weight_decay", -1e-3), ("label_samples", -1), ("num_workers", -1), ("seed", -1),
+        ("lr", 0), ("lr", -1e-3), ("lr", float("nan")), ("alpha", float("nan")), ("ema_decay", 1), ("ema_decay", 1.5), ("ema_decay", -0.1),
+        ("accumulate", 0), ("processes", 0), ("clip_grad", -1), ("patience", -1), ("save_minutes", -0.1), ("dropout", 1), ("hold_out", 1), ("hold_out", -0.1),
+        ("optimiser", "sgd"), ("checkpoint_tower", True), ("device", "cuda:99"),
+        ("prompt", "a photo"), ("prompt", "{} and {}"), ("device", "gpu"), ("device", "cuda:x"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        Config(**{name: value})
+
+
+def test_one_loss_must_count():
+    with pytest.raises(ValueError, match="^alpha must be more than 0 where beta is 0"):
+        Config(alpha=0, beta=0)
+    assert (Config(alpha=0).alpha, Config(beta=0).beta) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 1, "batch_size": 1, "embed_dim": 8, "seed": 0, "label_samples": 0, "num_workers": 0},
+        {"ema_decay": 0.0, "weight_decay": 0.0, "lr": 1e-12},
+        {"image_weights": None, "label_embeddings": "e.npz", "train_image_tower": True, "amp": True, "resume": True},
+        {"prompt": "{}", "device": "cpu"},
+    ],
+)
+def test_values_at_the_edge_are_kept(values):
+    config = Config(**values).as_dict()
+    assert {k: config[k] for k in values} == values
+
+
+def test_defaults_are_valid_and_the_device_is_found():
+    config = Config()
+    assert config.device in ("cpu", "cuda")
+    assert set(PRESETS["mini"]) | {"preset", "image_weights", "sentence_tower", "label_embeddings"} == {f.name for f in fields(Config)}
+    expected = {f.name: PRESETS["mini"].get(f.name) for f in fields(Config)} | {"preset": "mini", "device": config.device}
+    assert expected == config.as_dict()
+
+
+def test_what_a_preset_sets_and_what_goes_before_it():
+    config = Config(preset="paper", epochs=3, device="cpu")
+    assert (config.image_tower, config.batch_size, config.optimiser) == ("timm:tresnet_m.miil_in21k", 56, "adam")
+    assert (config.epochs, config.seed) == (3, 0)
+    assert config.as_dict() | {"epochs": 40} == Config(preset="paper", device="cpu").as_dict()
+    assert Config(preset="paper", epochs=4).epochs == 4  # also where it is the default of another preset
+    for preset in PRESETS.values():
+        assert set(preset) <= {f.name for f in fields(Config)}
+
+
+def test_the_paper_preset_is_the_setting_of_the_authors_code():
+    config = Config(preset="paper", device="cpu")
+    expected = {
+        "image_tower": "timm:tresnet_m.miil_in21k", "train_image_tower": True, "text_tower": "open_clip:ViT-B-32/openai", "sentence_tower": "open_clip:RN50/openai",
+        "prompt": "a photo of {}", "embed_dim": 768, "dropout": 0.1, "alpha": 1.0, "beta": 1.0, "optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-2,
+        "epochs": 40, "batch_size": 56, "amp": True, "ema_decay": 0.9997, "augment": True, "label_samples": 0,
+    }  # fmt: skip
+    assert {k: v for k, v in config.as_dict().items() if k in expected} == expected
+    fixed = ("train_projections", "learn_scale", "mask_equal", "choose_on_val", "keep_best", "drop_unlabelled")
+    assert all(getattr(Config(preset=preset), name) is True for preset in PRESETS for name in fixed)
+
+
+def test_unknown_presets():
+    with pytest.raises(ValueError, match="preset must be one of mini, clip, paper, got 'large'"):
+        Config(preset="large")
+
+
+def test_a_whole_number_for_a_float_becomes_one():
+    config = Config(lr=1, alpha=0, ema_decay=0)
+    assert [type(v) for v in (config.lr, config.alpha, config.ema_decay)] == [float] * 3 and config.lr == 1.0
+
+
+def test_from_parameters_takes_the_known_names():
+    def helper():
+        pass
+
+    config = Config.from_parameters({"epochs": 3, "lr": 1e-3, "__name__": "__main__", "_i1": "x", "In": ["a"], "Out": {}, "json": json, "helper": helper})
+    assert config == Config(epochs=3, lr=1e-3)
+
+
+@pytest.mark.parametrize("name, close", [("epoch", "epochs"), ("batchsize", "batch_size"), ("image_tover", "image_tower")])
+def test_misspelt_parameters(name, close):
+    with pytest.raises(ValueError, match=f"unknown parameter '{name}': did you mean '{close}'"):
+        Config.from_parameters({name: 3, "lr": 1e-3})
+
+
+def test_parameters_like_no_other():
+    with pytest.raises(ValueError, match="unknown parameter 'zzzz': known are accumulate, .*weight_samples"):
+        Config.from_parameters({"zzzz": None})
+
+
+def test_wrong_values_in_parameters():
+    with pytest.raises(ValueError, match="^epochs must be at least 1, got 0"):
+        Config.from_parameters({"epochs": 0})
+
+
+def test_load_gives_back_what_was_saved(tmp_path):
+    config = Config(data="x", out_dir="y", lr=3e-4, epochs=7, label_embeddings="e.npz", train_image_tower=True, prompt="{}")
+    (tmp_path / "config.json").write_text(json.dumps(config.as_dict()))
+    assert Config.load(tmp_path) == config and Config.load(str(tmp_path)) == config
+
+
+def test_a_run_of_another_machine_finds_a_device_here(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(Config().as_dict() | {"device": "cuda:7"}))
+    assert Config.load(tmp_path).device == Config().device
+
+
+def test_load_without_config(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run folder .*04_train"):
+        Config.load(tmp_path)
+
+
+def test_paths_start_at_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(out_dir="runs/x", label_embeddings=str(tmp_path / "e.npz"))
+    assert config.path("out_dir") == ROOT / "runs" / "x"
+    assert config.path("label_embeddings") == tmp_path / "e.npz"
+    assert config.path("image_weights") is None
+    assert Config(out_dir="~/x").path("out_dir") == Path.home() / "x"
