@@ -7,7 +7,7 @@ import torch
 from benchmarks.timing import side_by_side
 from clipdec import Predictor, load_data
 from clipdec.data import DATA
-from clipdec.evaluation import split_scores
+from clipdec.training.scores import split_scores
 from clipdec.notebook.panel import Panel
 
 RUN = DATA.parent / "runs" / "emoji"

@@ -17,7 +17,8 @@ from benchmarks.photos import draw, run_prepare
 from benchmarks.timing import peak_memory, side_by_side
 from clipdec import Config
 from clipdec.data import Pixels, load_data
-from clipdec.model import CLIPDecoder, build_model, label_vectors
+from clipdec.model import CLIPDecoder
+from clipdec.training.build import build_model, label_queries
 from clipdec.towers import ImageTower
 from clipdec.trainer import Trainer, precision
 from clipdec.training.run import TrainingImages, peak_memory_mb
@@ -26,7 +27,7 @@ from clipdec.training.run import TrainingImages, peak_memory_mb
 def epochs(data, device):
     """An epoch of the default run over 1,600 scenes, tokens cached or not."""
     config, seen = Config(device=device), data.labels.seen_index
-    queries = label_vectors(config, data.labels.names)[seen].to(device)
+    queries = label_queries(config, data.labels.names)[seen].to(device)
     model = build_model(config, queries).to(device)
     images = TrainingImages(replace(data, train=data.train.select(range(1600))), seen, model, config)
     anew = copy.copy(images)
@@ -77,7 +78,7 @@ def end_to_end(device, batch_size=16, batches=8):
         settings = {"device": device, "image_tower": "timm:resnet18", "image_weights": str(random_weights("resnet18", folder)), "train_image_tower": True}
         for augment in (False, True):
             config = Config(**settings, batch_size=batch_size, embed_dim=768, augment=augment, num_workers=0 if device == "cpu" else os.cpu_count())
-            queries = label_vectors(config, data.labels.names)[data.labels.seen_index].to(device)
+            queries = label_queries(config, data.labels.names)[data.labels.seen_index].to(device)
             model = build_model(config, queries).to(device)
             images = TrainingImages(data, data.labels.seen_index, model, config)
             trainer = Trainer(model, config, 10_000)

@@ -6,14 +6,15 @@ import importlib.metadata
 from clipdec import metrics
 from clipdec.data import hold_out, load_data
 from clipdec.decoder import MLDecoder
-from clipdec.labels import LabelSpace, encode_labels
+from clipdec.labels import LabelSpace
 from clipdec.losses import CombinedLoss, alignment_loss, asymmetric_loss
 from clipdec.model import CLIPDecoder
+from clipdec.towers import encode_labels
 
 __version__ = importlib.metadata.version("clipdec")
 
 ROOMS = {  # imported when they are used: the paper's files need none of them
-    "Config": "training.config", "fit": "training.run", "load_run": "model",
+    "Config": "training.config", "fit": "training.run", "load_run": "training.build",
     "Predictor": "predictor.predictor", "export_onnx": "export.onnx",
 }  # fmt: skip
 

@@ -13,11 +13,11 @@ OFFSETS = torch.arange(-100, 101) / 20  # logits from -5 to 5
 
 
 def seen_offset(logits, targets, unseen, k=3):
-    """What to take off the logits of seen labels before they are ranked with unseen ones (calibrated stacking: Chao et al.,
-    ECCV 2016).
+    """What to take off the logits of seen labels before they are ranked with unseen ones (calibrated stacking: Chao et
+    al., ECCV 2016).
 
-    Training pushes up the logits of the labels it has, and so seen labels crowd unseen ones out of an image's best k. The
-    offset is the one with the highest harmonic mean of R@k of the seen and R@k of the unseen labels; of several, the smallest.
+    In one list seen labels crowd unseen ones out of an image's best k. The offset is the one with the highest harmonic
+    mean of R@k of the seen and R@k of the unseen labels; of several, the smallest.
 
     Args:
         logits, targets: [M, L] of images that are not those of the test.
@@ -25,14 +25,15 @@ def seen_offset(logits, targets, unseen, k=3):
 
     Returns: a number, 0 where no image carries one of either kind.
     """
-    kinds = targets[:, ~unseen].sum(), targets[:, unseen].sum()
-    if not all(kinds):
+    positives = targets[:, ~unseen].sum(), targets[:, unseen].sum()
+    if not all(positives):
         return 0.0
     quality = []
     for offset in OFFSETS:
-        hits = targets.gather(1, best := (logits - offset * ~unseen).topk(min(k, logits.shape[1]), dim=1).indices)
-        found = hits[~unseen[best]].sum() / kinds[0], hits[unseen[best]].sum() / kinds[1]
-        quality.append(2 * found[0] * found[1] / (found[0] + found[1]).clamp(min=1e-9))
+        best = (logits - offset * ~unseen).topk(min(k, logits.shape[1]), dim=1).indices  # [M, k]
+        hits = targets.gather(1, best)
+        seen_recall, unseen_recall = hits[~unseen[best]].sum() / positives[0], hits[unseen[best]].sum() / positives[1]
+        quality.append(2 * seen_recall * unseen_recall / (seen_recall + unseen_recall).clamp(min=1e-9))
     quality = torch.stack(quality)
     best = OFFSETS[quality >= quality.max() - 1e-9]
     return best[best.abs().argmin()].item()
@@ -42,9 +43,10 @@ def seen_offset(logits, targets, unseen, k=3):
 class Calibration:
     """What turns a model's logit into a probability, and a probability into a decision.
 
-    The probability is sigmoid(scale * logit + shift), 1 / scale being the temperature. Labels of at least the probability
-    `threshold` are predicted. One of each for all labels: the order of labels stays, and so do ZSL and GZSL figures.
-    It holds where a label is in a share `base_rate` of the images, as in those that it was fitted on; see `at`.
+    The probability is sigmoid(scale * logit + shift), 1 / scale being the temperature. Labels of at least the
+    probability `threshold` are predicted. One of each for all labels: the order of labels stays, and so do ZSL and GZSL
+    figures. It holds where a label is in a share `base_rate` of the images, as in those that it was fitted on; see
+    `at`.
     """
 
     scale: float = 1.0
@@ -57,13 +59,15 @@ class Calibration:
         return self.scale * logits + self.shift
 
     def at(self, base_rate):
-        """The Calibration for images in which a label is there with the probability `base_rate`, before they are looked at.
+        """The Calibration for images in which a label is there with the probability `base_rate`, before a look at them.
 
         By Bayes' rule the log-odds move by as much as those of the base rate (Saerens et al., Neural Computation 2002).
         """
         if not 0 < base_rate < 1:
-            raise ValueError(f"base_rate must be between 0 and 1, as 0.05 for labels that are in one image of twenty, got {base_rate}")
-        return replace(self, shift=self.shift + log_odds(base_rate) - log_odds(self.base_rate), base_rate=base_rate)
+            example = "as 0.05 for labels that are in one image of twenty"
+            raise ValueError(f"base_rate must be between 0 and 1, {example}, got {base_rate}")
+        shift = self.shift + log_odds(base_rate) - log_odds(self.base_rate)
+        return replace(self, shift=shift, base_rate=base_rate)
 
 
 def log_odds(probability):
@@ -79,7 +83,8 @@ def fit_calibration(logits, targets):
     if not targets.any() or targets.all():
         return Calibration()
     scale, shift = platt(logits, targets)
-    return Calibration(scale, shift, best_threshold((scale * logits.double() + shift).sigmoid(), targets), targets.double().mean().item())
+    threshold = best_threshold((scale * logits.double() + shift).sigmoid(), targets)
+    return Calibration(scale, shift, threshold, targets.double().mean().item())
 
 
 def best_threshold(probabilities, targets):
@@ -95,10 +100,14 @@ def best_threshold(probabilities, targets):
 
 
 def platt(logits, targets):
-    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability: the least cross-entropy with scale above 0.
+    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability: the least cross-entropy, scale above
+    0.
 
-    The targets are those of Platt (1999), a little inside of 0 and 1, so that labels that are told apart without an error do not
-    get endless logits. A positive scale keeps the order of labels, also of a model that is worse than chance. Args: logits, targets, of one shape, of images that were not trained on.
+    The targets are those of Platt (1999), a little inside of 0 and 1, so that labels that are told apart without an
+    error do not get endless logits. A positive scale keeps the order of labels, also of a model that is worse than
+    chance.
+
+    Args: logits, targets, of one shape, of images that were not trained on.
     """
     parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # log(scale), shift
     logits, targets = logits.flatten().double(), targets.flatten().double()
@@ -121,7 +130,7 @@ def reliability(probabilities, targets, bins=10):
 
     The bins are equally wide from 0 to 1; an empty one is nan. A calibrated model has the first two equal.
     """
-    place = (probabilities.flatten() * bins).long().clamp(0, bins - 1)
-    count = torch.bincount(place, minlength=bins)
-    sums = [torch.bincount(place, values.flatten().double(), minlength=bins) for values in (probabilities, targets)]
+    bin_of = (probabilities.flatten() * bins).long().clamp(0, bins - 1)
+    count = torch.bincount(bin_of, minlength=bins)
+    sums = [torch.bincount(bin_of, values.flatten().double(), minlength=bins) for values in (probabilities, targets)]
     return sums[0] / count, sums[1] / count, count

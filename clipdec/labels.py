@@ -1,14 +1,19 @@
-"""Label names, prompts, and the vectors that stand for labels."""
+"""Label names: the seen and the unseen ones, the sentence that lists an image's labels, and what leaks between
+names.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-import numpy as np
+import snowballstemmer
 import torch
-import torch.nn.functional as F
 
-from clipdec.towers import load_clip
+STEM = snowballstemmer.stemmer("english").stemWord
+IRREGULAR = {
+    "people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth",
+    "geese": "goose", "mice": "mouse", "oxen": "ox", "ran": "run", "swam": "swim",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,53 +65,61 @@ def join_names(names):
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def encode_labels(names, text_tower="mini", prompt="a photo of {}"):
-    """CLIP text vectors of labels: each name put into the prompt, encoded, scaled to length 1.
+def sentences(targets, names, prompt="a photo of {}"):
+    """The sentence of each image, which the alignment loss compares it with: "a photo of sky, car and road".
 
-    Args:
-        names: label names (or whole phrases), L of them.
-        text_tower: `mini` or `open_clip:<model>/<pretrained tag or file>`.
-        prompt: text with one `{}` for the name.
-
-    Returns: float32 tensor [L, D], rows of length 1. Kept for the next call with the same arguments.
-    Raises: ValueError for no or empty names, a prompt without `{}`, or an unknown tower.
+    Args: targets, [M, L] of bool; names, those of its L labels.
     """
-    names = (names,) if isinstance(names, str) else tuple(names)
-    if not names or not all(isinstance(n, str) and n.strip() for n in names):
-        raise ValueError("encode_labels needs at least one name and no empty ones")
-    if prompt.count("{}") != 1:
-        raise ValueError(f"prompt must hold {{}} once, where the label goes, as in 'a photo of {{}}', got {prompt!r}")
-    return _encode(names, text_tower, prompt).clone()
+    listed = ([names[i] for i in row.nonzero().flatten()] for row in targets)
+    return [prompt.replace("{}", join_names(each)) for each in listed]
 
 
-@lru_cache(maxsize=64)
-def _encode(names, text_tower, prompt):
-    return encode_texts([prompt.replace("{}", name) for name in names], text_tower)
+# ---- leakage ----------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def encode_texts(texts, text_tower="mini", device="cpu"):
-    """CLIP vectors of whole sentences, on the CPU, scaled to length 1: [number of texts, D]."""
-    clip = load_clip(text_tower)
-    clip.model.to(device)
-    batches = (texts[i : i + 256] for i in range(0, len(texts), 256))
-    vectors = [clip.model.encode_text(clip.tokenizer(batch).to(device)).float().cpu() for batch in batches]
-    return F.normalize(torch.cat(vectors), dim=-1)
+def leakage(labels):
+    """Unseen names that a seen name gives away: its twins, and what kind each is.
 
+    "plural": one is the other's plural by its spelling (cat, cats). "lemma": the same stem or an irregular plural
+    (running, run; person, people). "word": all words of one name are in the other (tiger, tiger face). Case, hyphens
+    and punctuation do not count; a name without a word has no twin.
 
-def load_label_embeddings(path, names):
-    """Label vectors from an .npz with `names` [K] and `vectors` [K, D], in the order of `names`, scaled to length 1: [L, D].
-
-    Raises ValueError if the file is not such an .npz or lacks a name.
+    Args: labels, a LabelSpace.
+    Returns: {unseen name: [(seen name, kind)]}, only of names that have one.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            rows, vectors = [str(n) for n in file["names"]], file["vectors"]
-    except Exception as error:  # numpy and zipfile raise errors of many kinds
-        raise ValueError(f"label_embeddings {path} is not an .npz with `names` and `vectors`: {error}") from None
-    if vectors.ndim != 2 or len(vectors) != len(rows):
-        raise ValueError(f"label_embeddings {path}: {len(rows)} names but vectors of shape {vectors.shape}")
-    row = {name: i for i, name in enumerate(rows)}
-    if missing := [n for n in names if n not in row]:
-        raise ValueError(f"label_embeddings {path} has no vector for {len(missing)} labels: {', '.join(missing)}")
-    return F.normalize(torch.from_numpy(vectors[[row[n] for n in names]]).float(), dim=-1)
+    seen = [(name, _words(name)) for name in labels.seen]
+    twins = {}
+    for name in labels.unseen:
+        kinds = [(other, _twin(_words(name), words)) for other, words in seen]
+        twins[name] = [(other, kind) for other, kind in kinds if kind]
+    return {name: found for name, found in twins.items() if found}
+
+
+def _words(name):
+    words = name.lower().replace("-", " ").replace("_", " ").split()
+    return [word for word in words if any(map(str.isalnum, word))]
+
+
+def _twin(a, b):
+    """The kind of twin that two lists of words are, or None."""
+    if not a or not b:
+        return None
+    if a[:-1] == b[:-1] and (a[-1] in _plurals(b[-1]) or b[-1] in _plurals(a[-1])):
+        return "plural"
+    a, b = ({_lemma(word) for word in words} for words in (a, b))
+    return "lemma" if a == b else "word" if a < b or b < a else None
+
+
+def _plurals(word):
+    """Spellings that the plural of a word may have."""
+    forms = {word + "s", word + "es"}
+    if word.endswith("y"):
+        forms.add(word[:-1] + "ies")
+    if word.endswith(("f", "fe")):
+        forms.add(word.rstrip("e")[:-1] + "ves")
+    return forms
+
+
+@lru_cache(maxsize=None)
+def _lemma(word):
+    return STEM(IRREGULAR.get(word, word))

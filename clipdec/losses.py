@@ -61,7 +61,9 @@ class CombinedLoss(nn.Module):
         self.alpha, self.beta, self.mask_equal = alpha, beta, mask_equal
 
     def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None, weights=None):
-        """As the two losses; `label_sets` are the targets of `alignment_loss`, by default `targets`; `weights` those of L_c."""
+        """As the two losses; `label_sets` are the targets of `alignment_loss`, by default `targets`; `weights` those of
+        L_c.
+        """
         zero = logits.new_zeros(())
         l_c = asymmetric_loss(logits, targets, weights=weights) if self.beta else zero
         label_sets = (targets if label_sets is None else label_sets) if self.mask_equal else None

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 BLOCK = 32  # labels whose scores are sorted at a time
+NAN = float("nan")
 
 
 def average_precision(scores, targets):
@@ -17,10 +18,12 @@ def average_precision(scores, targets):
     Returns: float64 [L] in 0..1, nan where a label has no positive.
     Raises: ValueError if the shapes differ or a score is not finite.
     """
-    scores, targets = (x.cpu().numpy() for x in _check(scores, targets))
-    blocks = [(scores[:, i : i + BLOCK], targets[:, i : i + BLOCK]) for i in range(0, scores.shape[1], BLOCK)]
+    scores, targets = (x.cpu().numpy() for x in check(scores, targets))
+    starts = range(0, scores.shape[1], BLOCK)
+    blocks = [(scores[:, i : i + BLOCK], targets[:, i : i + BLOCK]) for i in starts]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts outside the interpreter's lock
-        return torch.from_numpy(np.concatenate([np.empty(0), *pool.map(_average_precision, *zip(*blocks))] if blocks else [np.empty(0)]))
+        parts = [np.empty(0), *pool.map(_average_precision, *zip(*blocks))] if blocks else [np.empty(0)]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _average_precision(scores, targets):
@@ -34,47 +37,29 @@ def _average_precision(scores, targets):
     return ap
 
 
-def resampled_map(scores, targets, weights):
-    """mAP of samples of the images, for a bootstrap: what `average_precision` gives where image m is there weights[r, m] times.
-
-    Args: scores, targets [M, L]; weights [R, M], numbers of 0 or more.
-    Returns: float64 [R] in 0..1, each the mean over the labels that have a positive in the sample.
-    """
-    scores, targets = _check(scores, targets)
-    total, labels = torch.zeros(len(weights), dtype=torch.float64), torch.zeros(len(weights), dtype=torch.float64)
-    for label in targets.any(0).nonzero().flatten().tolist():
-        positive = targets[:, label]
-        above = (scores[:, label] >= scores[positive, label][:, None]).to(weights.dtype)  # [P, M]: images at or above each positive
-        own = weights[:, positive]  # [R, P]
-        precision = own @ above[:, positive].T / (weights @ above.T).clamp(min=1e-12)  # [R, P]
-        count = own.sum(1)
-        total += torch.where(count > 0, (own * precision).sum(1) / count.clamp(min=1e-12), 0)
-        labels += count > 0
-    return total / labels
-
-
 def precision_recall_f1(scores, targets, k):
     """(P, R, F1) in 0..1 when each image's k best-scored labels are its predictions, pooled over all images (micro).
 
     Args: scores, targets [M, L]; k is at most L.
     """
-    scores, targets = _check(scores, targets)
+    scores, targets = check(scores, targets)
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k must be from 1 to the number of labels, {scores.shape[1]}, got {k}")
     hits = targets.gather(1, scores.topk(k, dim=1).indices).sum().item()
-    precision = hits / (k * len(scores)) if len(scores) else float("nan")
-    recall = hits / targets.sum().item() if targets.any() else float("nan")
+    precision = hits / (k * len(scores)) if len(scores) else NAN
+    recall = hits / targets.sum().item() if targets.any() else NAN
     return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
 
 
 def set_figures(predicted, targets):
-    """Precision, recall and F1, in 0..1, of labels that are predicted by a threshold, counted over all images and labels (micro).
+    """(P, R, F1) in 0..1 of labels that are predicted by a threshold, counted over all images and labels (micro).
 
-    Args: predicted, targets: bool [M, L]. Precision is nan where nothing is predicted, recall where nothing is true, F1 where neither.
+    Args: predicted, targets: bool [M, L]. P is nan where nothing is predicted, R where nothing is true, F1 where
+    neither.
     """
-    hits, guesses, positives = (predicted & targets).sum().item(), predicted.sum().item(), targets.sum().item()
-    nan = float("nan")
-    return hits / guesses if guesses else nan, hits / positives if positives else nan, 2 * hits / (guesses + positives) if guesses + positives else nan
+    hits, guesses, positives = (x.sum().item() for x in (predicted & targets, predicted, targets))
+    f1 = 2 * hits / (guesses + positives) if guesses + positives else NAN
+    return hits / guesses if guesses else NAN, hits / positives if positives else NAN, f1
 
 
 def zsl_report(scores, targets, labels, keep="all"):
@@ -91,7 +76,7 @@ def zsl_report(scores, targets, labels, keep="all"):
     """
     if keep not in ("all", "relevant"):
         raise ValueError(f'keep must be "all" or "relevant", got {keep!r}')
-    scores, targets = _check(scores, targets)
+    scores, targets = check(scores, targets)
     if scores.shape[1] != len(labels.names):
         raise ValueError(f"scores have {scores.shape[1]} columns, the label space {len(labels.names)} labels")
     parts = {"zsl": labels.unseen_index, "gzsl": torch.arange(len(labels.names)), "seen": labels.seen_index}
@@ -101,11 +86,9 @@ def zsl_report(scores, targets, labels, keep="all"):
         rows = t.any(1) if keep == "relevant" else torch.ones(len(t), dtype=torch.bool)
         kept[part] = int(rows.sum())
         report[part] = _figures(s[rows], t[rows]) if len(index) and kept[part] else {}
-    report["protocol"] = {
-        "keep": keep, "test_images": len(targets), "images_kept": kept,
-        "labels_without_positives": int((~targets.any(0)).sum()),
-    }
-    return report
+    without = int((~targets.any(0)).sum())
+    protocol = {"keep": keep, "test_images": len(targets), "images_kept": kept, "labels_without_positives": without}
+    return report | {"protocol": protocol}
 
 
 def _figures(scores, targets):
@@ -116,11 +99,14 @@ def _figures(scores, targets):
     return figures
 
 
-def _check(scores, targets):
+def check(scores, targets):
+    """Scores [M, L] as floating-point numbers and targets as bool. Raises ValueError if they do not fit each other."""
     scores, targets = torch.as_tensor(scores), torch.as_tensor(targets).bool()
-    scores = scores if scores.dtype == torch.float64 else scores.float()  # double scores may differ where single ones are equal
+    if scores.dtype != torch.float64:  # double scores may differ where single ones are equal
+        scores = scores.float()
     if scores.shape != targets.shape or scores.ndim != 2:
-        raise ValueError(f"scores and targets must have one shape [images, labels], got {tuple(scores.shape)} and {tuple(targets.shape)}")
+        found = f"{tuple(scores.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"scores and targets must have one shape [images, labels], got {found}")
     if not scores.isfinite().all():
         raise ValueError("scores must be finite: the model has diverged or an input is broken")
     return scores, targets

@@ -4,27 +4,26 @@ A tower is named `mini`, `open_clip:<model>/<pretrained tag or file>` or, for im
 """
 
 from copy import deepcopy
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import open_clip
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
+from timm.models import load_state_dict, remap_state_dict
 from torch import nn
 
-from clipdec.training.tokens import digest
-
 MINI = Path(__file__).parent / "mini_clip"
-_BLANK = Image.new("RGB", (64, 64))
-NAMES = "known are mini, open_clip:<model>/<pretrained tag or file> and, for images, timm:<model>"
+KNOWN = "known are mini, open_clip:<model>/<pretrained tag or file> and, for images, timm:<model>"
 
 
 @lru_cache(maxsize=2)
 def load_clip(name):
-    """A whole CLIP by tower name, in evaluation mode: its `.model`, `.preprocess` (PIL image -> pixels) and `.tokenizer`.
+    """A whole CLIP by tower name, in evaluation mode: `.model`, `.preprocess` (PIL image -> pixels) and `.tokenizer`.
 
     Raises ValueError if open_clip does not know the model, or its weights cannot be had.
     """
@@ -34,22 +33,83 @@ def load_clip(name):
     elif kind == "open_clip" and "/" in rest:
         model_name, pretrained = rest.split("/", 1)
     else:
-        raise ValueError(f"unknown CLIP tower {name!r}: {NAMES}")
+        raise ValueError(f"unknown CLIP tower {name!r}: {KNOWN}")
     if name != "mini" and model_name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {model_name!r}: open_clip.list_models() names them")
     try:
         # squash: a centre crop would cut off objects that are labels of the image
-        model, preprocess = open_clip.create_model_from_pretrained(model_name, pretrained, weights_only=True, image_resize_mode="squash")
+        options = {"weights_only": True, "image_resize_mode": "squash"}
+        model, preprocess = open_clip.create_model_from_pretrained(model_name, pretrained, **options)
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:  # torch, safetensors and the hub raise errors of their own
-        raise ValueError(f"the weights of {name!r} cannot be loaded ({error}): check the tag or file, and the network if they must be downloaded") from error
+        remedy = "check the tag or file, and the network if they must be downloaded"
+        raise ValueError(f"the weights of {name!r} cannot be loaded ({error}): {remedy}") from error
     return SimpleNamespace(model=model.eval(), preprocess=preprocess, tokenizer=tokenizer)
 
 
-@lru_cache(maxsize=2)
-def text_key(name):
-    """Identifies the text tower of a CLIP and its weights."""
-    return digest(name, {k: v for k, v in load_clip(name).model.state_dict().items() if not k.startswith("visual.")})
+# ---- texts ------------------------------------------------------------------------------------------------------
+
+
+def label_vectors(names, text_tower="mini", prompt="a photo of {}", label_embeddings=None):
+    """The vectors that labels are asked with, [L, D]: those of a text tower, or of the file `label_embeddings`."""
+    if label_embeddings:
+        return load_label_embeddings(label_embeddings, names)
+    return encode_labels(names, text_tower, prompt)
+
+
+def encode_labels(names, text_tower="mini", prompt="a photo of {}"):
+    """CLIP text vectors of labels: each name put into the prompt, encoded, scaled to length 1.
+
+    Args:
+        names: label names (or whole phrases), L of them.
+        text_tower: `mini` or `open_clip:<model>/<pretrained tag or file>`.
+        prompt: text with one `{}` for the name.
+
+    Returns: float32 tensor [L, D], rows of length 1. Kept for the next call with the same arguments.
+    Raises: ValueError for no or empty names, a prompt without `{}`, or an unknown tower.
+    """
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if not names or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ValueError("encode_labels needs at least one name and no empty ones")
+    if prompt.count("{}") != 1:
+        raise ValueError(f"prompt must hold {{}} once, where the label goes, as in 'a photo of {{}}', got {prompt!r}")
+    return _encode_labels(names, text_tower, prompt).clone()
+
+
+@lru_cache(maxsize=64)
+def _encode_labels(names, text_tower, prompt):
+    return encode_texts([prompt.replace("{}", name) for name in names], text_tower)
+
+
+@torch.no_grad()
+def encode_texts(texts, text_tower="mini", device="cpu"):
+    """CLIP vectors of whole sentences, on the CPU, scaled to length 1: [number of texts, D]."""
+    clip = load_clip(text_tower)
+    clip.model.to(device)
+    batches = (texts[i : i + 256] for i in range(0, len(texts), 256))
+    vectors = [clip.model.encode_text(clip.tokenizer(batch).to(device)).float().cpu() for batch in batches]
+    return F.normalize(torch.cat(vectors), dim=-1)
+
+
+def load_label_embeddings(path, names):
+    """Label vectors [L, D] from an .npz with `names` [K] and `vectors` [K, D], in the order of `names`, of length 1.
+
+    Raises ValueError if the file is not such an .npz or lacks a name.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            rows, vectors = [str(n) for n in file["names"]], file["vectors"]
+    except Exception as error:  # numpy and zipfile raise errors of many kinds
+        raise ValueError(f"label_embeddings {path} is not an .npz with `names` and `vectors`: {error}") from None
+    if vectors.ndim != 2 or len(vectors) != len(rows):
+        raise ValueError(f"label_embeddings {path}: {len(rows)} names but vectors of shape {vectors.shape}")
+    row = {name: i for i, name in enumerate(rows)}
+    if missing := [n for n in names if n not in row]:
+        raise ValueError(f"label_embeddings {path} has no vector for {len(missing)} labels: {', '.join(missing)}")
+    return F.normalize(torch.from_numpy(vectors[[row[n] for n in names]]).float(), dim=-1)
+
+
+# ---- images -----------------------------------------------------------------------------------------------------
 
 
 class ImageTower(nn.Module):
@@ -77,14 +137,16 @@ class ImageTower(nn.Module):
         if kind == "timm":
             self.trunk, self.preprocess = _timm_trunk(rest, weights, by_order)
         elif weights:
-            raise ValueError(f"image_weights is for timm towers: name the file in the tower instead, open_clip:<model>/{weights}")
+            remedy = f"name the file in the tower instead, open_clip:<model>/{weights}"
+            raise ValueError(f"image_weights is for timm towers: {remedy}")
         else:
             clip = load_clip(name)
-            self.trunk, self.preprocess = deepcopy(clip.model.visual).cpu(), clip.preprocess  # training must not change the shared CLIP
+            self.trunk = deepcopy(clip.model.visual).cpu()  # training must not change the shared CLIP
+            self.preprocess = clip.preprocess
         self.trunk.to(memory_format=torch.channels_last)  # faster convolutions
         try:
             with torch.no_grad():
-                maps, vectors = self.eval()._maps(self.preprocess(_BLANK)[None])
+                maps, vectors = self.eval()._maps(self.preprocess(Image.new("RGB", (64, 64)))[None])
             self.num_features, self.grid = maps.shape[1], tuple(maps.shape[2:])
         except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
             raise ValueError(f"{name} gives no map of spatial features ({error}): choose another tower") from error
@@ -98,6 +160,10 @@ class ImageTower(nn.Module):
             return copied
         return self
 
+    def forward(self, pixels):
+        maps, vectors = self._maps(pixels.contiguous(memory_format=torch.channels_last))
+        return maps.flatten(2).transpose(1, 2), vectors  # [B, N, C], [B, D]
+
     def _maps(self, pixels):
         """(last feature map [B, C, rows, columns], global vectors [B, D]) in one pass."""
         if self.name.startswith("timm:"):
@@ -107,25 +173,17 @@ class ImageTower(nn.Module):
         out = self.trunk.forward_intermediates(pixels, indices=1, normalize_intermediates=plain)
         return out["image_intermediates"][-1], out["image_features"]
 
-    def forward(self, pixels):
-        maps, vectors = self._maps(pixels.contiguous(memory_format=torch.channels_last))
-        return maps.flatten(2).transpose(1, 2), vectors  # [B, N, C], [B, D]
-
     def checkpoint(self):
-        """Recompute activations in the backward pass instead of keeping them. Raises ValueError if the network cannot."""
+        """Recompute activations in the backward pass instead of keeping them. Raises ValueError if it cannot."""
         try:
             self.trunk.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:  # timm's networks that cannot raise the first
-            raise ValueError(f"{self.name} cannot recompute activations ({error}): set checkpoint_tower False") from error
-
-    @cached_property
-    def key(self):
-        """Identifies the tower, its weights and its preprocessing: cached tokens are stored under it."""
-        return digest(self.name, str(self.preprocess), self.trunk.state_dict())
+            remedy = "set checkpoint_tower False"
+            raise ValueError(f"{self.name} cannot recompute activations ({error}): {remedy}") from error
 
 
 def _as_map(last, like):
-    """The final features of a timm model as a map [B, C, rows, columns], with the rows and columns of the map `like`.
+    """The final features of a timm model as a map [B, C, rows, columns], with the grid of the map `like`.
 
     They have passed the last norm and, in some networks, a last convolution that the intermediate maps lack.
     """
@@ -143,38 +201,27 @@ def _timm_trunk(model_name, weights, by_order):
     try:
         trunk = timm.create_model(model_name, pretrained=weights is None)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"the weights of timm:{model_name} cannot be downloaded ({error}): give a local file as image_weights") from error
-    if weights:
-        state = _read_checkpoint(weights)
-        try:
-            state = _in_order(state, trunk.state_dict()) if by_order else state
-            trunk.reset_classifier(0)  # published weights may have another number of classes
-            wanted = trunk.state_dict().keys()
-            if missing := wanted - state.keys():
-                raise ValueError(f"it lacks {len(missing)} tensors, such as {min(missing)}" + ("" if by_order else "; if only names differ, set image_weights_by_order"))
-            trunk.load_state_dict({k: v for k, v in state.items() if k in wanted})
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"image_weights {weights} does not fit timm:{model_name}: {error}") from error
-    else:
-        trunk.reset_classifier(0)
+        remedy = "give a local file as image_weights"
+        raise ValueError(f"the weights of timm:{model_name} cannot be downloaded ({error}): {remedy}") from error
+    try:
+        _load_weights(trunk, weights, by_order) if weights else trunk.reset_classifier(0)
+    except Exception as error:  # torch, safetensors and timm raise errors of their own
+        raise ValueError(f"image_weights {weights} does not fit timm:{model_name}: {error}") from error
     config = timm.data.resolve_model_data_config(trunk) | {"crop_pct": 1.0, "crop_mode": "squash"}
     return trunk, timm.data.create_transform(**config, is_training=False)
 
 
-def _read_checkpoint(path):
-    """{name: tensor} of a .safetensors file, or of one that torch saved, from which no code is run."""
-    try:
-        state = load_file(path) if str(path).endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state.get("state_dict", state))
-    except Exception as error:  # torch and safetensors raise errors of their own
-        raise ValueError(f"image_weights {path} cannot be read: {error}") from error
-
-
-def _in_order(state, own):
-    """The tensors of a checkpoint under the model's `own` names, matched by their order. Raises ValueError if a shape differs."""
-    if len(state) != len(own):
-        raise ValueError(f"it holds {len(state)} tensors, the network {len(own)}: they cannot be matched by order")
-    for (name, value), (wanted, like) in zip(state.items(), own.items()):
-        if value.shape != like.shape:
-            raise ValueError(f"by order, {name} {tuple(value.shape)} would become {wanted} {tuple(like.shape)}: it is another network")
-    return dict(zip(own, state.values()))
+def _load_weights(trunk, path, by_order):
+    """Load a checkpoint, from which no code is run, into a timm model, and take the model's classifier off."""
+    state = load_state_dict(str(path), weights_only=True)
+    if by_order:
+        count = len(trunk.state_dict())
+        if len(state) != count:
+            raise ValueError(f"it holds {len(state)} tensors, the network {count}: they cannot be matched by order")
+        state = remap_state_dict(state, trunk, allow_reshape=False)
+    trunk.reset_classifier(0)  # published weights may have another number of classes
+    wanted = trunk.state_dict().keys()
+    if missing := wanted - state.keys():
+        hint = "" if by_order else "; if only names differ, set image_weights_by_order"
+        raise ValueError(f"it lacks {len(missing)} tensors, such as {min(missing)}{hint}")
+    trunk.load_state_dict({name: value for name, value in state.items() if name in wanted})

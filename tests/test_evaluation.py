@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from clipdec import LabelSpace, encode_labels, load_run
-from clipdec.comparison.methods.raw_clip import raw_clip_scores
-from clipdec.evaluation import encoded, evaluate, full_report, leakage, nearest_seen, predict, result_table
+from clipdec.training.scores import raw_clip_scores
+from clipdec.evaluation import full_report, nearest_seen, result_table
+from clipdec.labels import leakage
+from clipdec.training.scores import evaluate, predict, raw_clip_scores
+from clipdec.training.tokens import encoded
 from clipdec.metrics import zsl_report
 from data_prep.names import SPLITS, read_names
 

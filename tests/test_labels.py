@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from clipdec import LabelSpace, encode_labels
-from clipdec.labels import join_names, load_label_embeddings
+from clipdec.labels import join_names
+from clipdec.towers import load_label_embeddings
 from clipdec.towers import MINI
 
 NAMES = ["pizza", "dog face", "flag: Japan"]

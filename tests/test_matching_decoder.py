@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 
 from clipdec import MLDecoder, decoder, encode_labels, fit, load_run
 from clipdec.training import run as training
-from clipdec.data import encode_images
-from clipdec.evaluation import encoded, predict
-from clipdec.matching_decoder import MatchingDecoder
-from clipdec.model import CLIPDecoder, build_model, uses_clip
+from clipdec.training.tokens import encode_images
+from clipdec.training.scores import predict
+from clipdec.training.tokens import encoded
+from clipdec.decoder import MatchingDecoder
+from clipdec.model import CLIPDecoder
+from clipdec.training.build import build_model, uses_clip
 from clipdec.towers import ImageTower, load_clip
 
 B, N, C, D, L, WIDTH = 3, 5, 6, 7, 11, 16

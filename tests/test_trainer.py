@@ -10,7 +10,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import save_file
 
 from clipdec import Config, alignment_loss, asymmetric_loss, trainer
-from clipdec.model import CLIPDecoder, build_model
+from clipdec.model import CLIPDecoder
+from clipdec.training.build import build_model
 from clipdec.towers import ImageTower
 from clipdec.trainer import Trainer, parts, precision, sample_labels
 

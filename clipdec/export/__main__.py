@@ -1,5 +1,22 @@
+"""Write a trained run as one ONNX file that answers without torch. Needs `pip install clipdec[onnx]`."""
+
+import argparse
 import sys
 
-from clipdec.export.onnx import main
+from clipdec.export.onnx import export_onnx
 
-sys.exit(main())
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m clipdec.export", description=__doc__)
+    parser.add_argument("run_folder", help="a folder that notebooks/04_train.ipynb wrote")
+    parser.add_argument("path", help="the .onnx file to write")
+    args = parser.parse_args(arguments)
+    try:
+        export_onnx(args.run_folder, args.path)
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{args.path}: its logits are those of torch to 1e-4")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,82 @@
+"""Print the labels of photos, the most probable first, and a tick at those that are predicted."""
+
+import argparse
+import json
 import sys
 
-from clipdec.predictor.predictor import main
+from clipdec.predictor.predictor import Predictor
+from clipdec.training.processes import progress
 
-sys.exit(main())
+EXAMPLES = """examples:
+  python -m clipdec.predictor runs/emoji photo.jpg --labels "dog face" pizza
+  python -m clipdec.predictor runs/emoji photos/*.jpg --json --labels @names.txt     # names.txt: a label a line
+"""
+
+
+def answer_table(predictor, answer):
+    """Labels with their probabilities as text; a tick marks those that are predicted."""
+    width = max(len(name) for name, _ in answer)
+    ticks = ["✓" if p >= predictor.threshold else " " for _, p in answer]
+    rows = zip(ticks, answer)
+    return "\n".join(f"  {tick} {name:{width}}  {p:.3f}  {predictor.labels.kind(name)}" for tick, (name, p) in rows)
+
+
+def answer_json(predictor, photo, answer):
+    """The same for JSON."""
+    rows = [
+        {"label": name, "probability": round(p, 6), "predicted": p >= predictor.threshold,
+         "kind": predictor.labels.kind(name)} for name, p in answer
+    ]  # fmt: skip
+    return {"image": photo, "labels": rows}
+
+
+def ask(predictor, photos, labels, top_k):
+    """{photo: its answer}; a photo that cannot be read becomes a line on stderr."""
+    answers = {}
+    for photo in progress(photos, "photos"):
+        try:
+            answers[photo] = predictor(photo, labels, top_k or (None if labels else 10))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+    return answers
+
+
+def show(predictor, answers):
+    for photo, answer in answers.items():
+        print(f"{photo}\n{answer_table(predictor, answer)}\n")
+    if answers:
+        calibration = predictor.calibration
+        rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
+        print(f"✓ predicted: at least {calibration.threshold:.3f}, the best F1 on val; {rate}")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m clipdec.predictor", fromfile_prefix_chars="@", description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    base_rate = "share of your photos that carry a label which you ask about, such as 0.05; by default that of val"
+    top_k = "how many labels to print for each photo; by default 10, of those given by --labels all"
+    parser.add_argument("run_folder", help="a folder that notebooks/04_train.ipynb wrote")
+    parser.add_argument("photos", nargs="+", help="image files")
+    parser.add_argument("--labels", nargs="+", help="what to ask about; by default the labels of the run")
+    parser.add_argument("--top-k", type=int, help=top_k)
+    parser.add_argument("--base-rate", type=float, help=base_rate)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    args = parser.parse_args(arguments)
+    try:
+        predictor = Predictor.load(args.run_folder, args.base_rate)
+        predictor.vectors(args.labels or predictor.labels.names)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    answers = ask(predictor, args.photos, args.labels, args.top_k)
+    if args.json:
+        records = [answer_json(predictor, photo, answer) for photo, answer in answers.items()]
+        print(json.dumps(records, indent=1, ensure_ascii=False))
+    else:
+        show(predictor, answers)
+    sys.exit(int(len(answers) < len(set(args.photos))))
+
+
+if __name__ == "__main__":
+    main()

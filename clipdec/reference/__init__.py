@@ -1,1 +1,3 @@
 """What the ML-Decoder reference code has beside the zero-shot head."""
+
+from clipdec.reference.group_decoder import GroupMLDecoder  # noqa: F401

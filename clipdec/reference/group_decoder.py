@@ -7,10 +7,11 @@ from clipdec.decoder import MLDecoder, from_reference, load_fitting
 
 
 class GroupMLDecoder(MLDecoder):
-    """ML-Decoder with group decoding (Ridnik et al., WACV 2023, section 3.3): tokens to logits of a fixed list of classes.
+    """ML-Decoder with group decoding (Ridnik et al., WACV 2023, section 3.3): tokens to logits of a fixed list of
+    classes.
 
-    K fixed random queries pass through the layer of MLDecoder. Query k gives the logits of the classes k G to k G + G - 1,
-    with G = ceil(classes / K), by a product of its own.
+    K fixed random queries pass through the layer of MLDecoder. Query k gives the logits of the classes k G to
+    k G + G - 1, with G = ceil(classes / K), by a product of its own.
 
     Args:
         in_features: channels C of a token.
@@ -19,32 +20,36 @@ class GroupMLDecoder(MLDecoder):
         embed_dim, num_heads, ff_dim, dropout: as in MLDecoder.
     """
 
-    def __init__(self, in_features, num_classes, num_queries=100, embed_dim=768, num_heads=8, ff_dim=2048, dropout=0.1):
+    def __init__(
+        self, in_features, num_classes, num_queries=100, embed_dim=768, num_heads=8, ff_dim=2048, dropout=0.1
+    ):
         super().__init__(in_features, 1, embed_dim, num_heads, ff_dim, dropout)
         del self.query_proj, self.output
         num_queries = min(num_queries, num_classes)
+        group = -(-num_classes // num_queries)
         self.register_buffer("query_embed", torch.randn(num_queries, embed_dim))  # not trained
-        self.group_weight = nn.Parameter(torch.empty(num_queries, embed_dim, -(-num_classes // num_queries)))  # [K, d, G]
+        self.group_weight = nn.Parameter(torch.empty(num_queries, embed_dim, group))  # [K, d, G]
         self.group_bias = nn.Parameter(torch.zeros(num_classes))
         nn.init.xavier_normal_(self.group_weight)
 
-    def embed_queries(self, queries=None):
+    def forward(self, tokens, need_attention=False):
+        """Logits [B, num_classes] of tokens [B, N, in_features]; with `need_attention` also maps [B, K, N]."""
+        return self.decode(self.embed(tokens), None, need_attention)
+
+    def embed_queries(self, queries):
         """The fixed queries [K, embed_dim]."""
         return self.query_embed
 
-    def forward(self, tokens, need_attention=False):
-        """Logits [B, num_classes] of tokens [B, N, in_features]; with `need_attention` also maps [B, K, N]."""
-        x, q, _ = self.prepare(None, len(tokens) if self.dropout.active else 1)
-        decoded, maps = self.layer(x, q, self.keys_values(self.embed(tokens)), need_attention)  # [B, K, d]
-        groups = torch.einsum("bkd,kdg->bkg", decoded, self.group_weight)  # [B, K, G]
-        logits = groups.flatten(1)[:, : len(self.group_bias)] + self.group_bias
-        return (logits, maps) if need_attention else logits
+    def logits(self, x, queries):
+        """[B, K, d] -> [B, num_classes]."""
+        groups = torch.einsum("bkd,kdg->bkg", x, self.group_weight)  # [B, K, G]
+        return groups.flatten(1)[:, : len(self.group_bias)] + self.group_bias
 
     def load_reference_state_dict(self, state_dict):
         """Load closed-set weights of the ML-Decoder reference code or of timm's MLDecoder, of a head or a whole model.
 
         Raises ValueError if tensors are missing or of another size.
         """
+        renamed = {"output.weight": "group_weight", "output.bias": "group_bias"}
         own = from_reference(state_dict)
-        own = {{"output.weight": "group_weight", "output.bias": "group_bias"}.get(name, name): value for name, value in own.items()}
-        load_fitting(self, own)
+        load_fitting(self, {renamed.get(name, name): value for name, value in own.items()})

@@ -1,5 +1,41 @@
+"""Train a CLIP-Decoder and write its run folder."""
+
+import argparse
+import json
 import sys
+from dataclasses import fields
 
-from clipdec.training.run import main
+from clipdec.data import load_data
+from clipdec.evaluation import result_table
+from clipdec.training.config import AS_AUTHOR, Config
+from clipdec.training.processes import is_main
+from clipdec.training.run import fit
 
-sys.exit(main())
+EXAMPLES = """examples:
+  python -m clipdec.training --config run.json                                # one process
+  accelerate launch --num_processes 2 -m clipdec.training --config run.json   # several, one for each GPU
+
+run.json holds a preset and any of these settings, {"preset": "clip", "epochs": 20}:
+"""
+
+
+def main(arguments=None):
+    settings = "\n".join(f"  {setting.name:24}{setting.metadata['help']}" for setting in fields(Config))
+    points = "\n".join(f"  {name:24}{meaning}" for name, meaning in AS_AUTHOR.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m clipdec.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{EXAMPLES}{settings}\n\nnames of as_author, what the author's code does:\n{points}",
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, help="JSON file of settings, such as the config.json of a run")
+    parser.add_argument("--resume", action="store_true", help="go on from the state in the run folder")
+    args = parser.parse_args(arguments)
+    with open(args.config, encoding="utf8") as file:
+        settings = json.load(file)
+    config = Config.from_parameters(settings | ({"resume": True} if args.resume else {}))
+    metrics = fit(load_data(config.data), config)
+    if is_main():
+        print(result_table(metrics))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,7 @@
-"""The settings of a run: the parameters of notebooks/04_train.ipynb, checked before anything is done with them."""
+"""The settings of a run: the parameters of notebooks/04_train.ipynb, checked before anything is done with them.
+
+A setting's name, type, bound and help stand here and nowhere else; its values for the presets in presets.toml.
+"""
 
 import difflib
 import json
@@ -6,14 +9,45 @@ import math
 import tomllib
 import types
 import typing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 
-from clipdec.data import DATA
+from clipdec.data import ROOT
 
 PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
+
+AS_AUTHOR = {  # what the author's code does there, and what is done here
+    "random_projections": "the two projections of L_clip stay random; here they are trained",
+    "fixed_scale": "the logit scale of L_clip stays at exp(0.1); here it is learned, from 1/0.07 on",
+    "equal_are_negatives": "images with the same labels are negatives of each other in L_clip; here they are not",
+    "best_on_test": "the best epoch is chosen on the test labels; here on val, by labels trained and held out",
+    "last_weights": "the file of the best epoch is not found again: the last epoch counts; here the best one does",
+    "keep_unlabelled": "images without a seen label are trained on; here they are left out",
+    "sum_loss": "L_c is summed over the images of a batch, so that L_clip weighs alpha / batch_size; here alpha",
+}
+SWITCHES = {  # the first six before there was `as_author`, each True by default: config.json files have them
+    "train_projections": "random_projections", "learn_scale": "fixed_scale", "mask_equal": "equal_are_negatives",
+    "choose_on_val": "best_on_test", "keep_best": "last_weights", "drop_unlabelled": "keep_unlabelled",
+}  # fmt: skip
+
+AT_LEAST_0 = "0 or more", lambda value: value >= 0
+AT_LEAST_1 = "at least 1", lambda value: value >= 1
+ABOVE_0 = "more than 0", lambda value: value > 0
+SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
+HEADS = "a multiple of the 8 attention heads, at least 8", lambda value: value >= 8 and value % 8 == 0
+PROMPT = "a text with one {} where the label goes, as 'a photo of {}'", lambda value: value.count("{}") == 1
+POINTS = f"names of {', '.join(AS_AUTHOR)}", lambda value: set(value) <= AS_AUTHOR.keys()
+DEVICE = "auto, cpu, or a device that this torch has", lambda value: value == "auto" or _is_there(value)
+
+
+def one_of(*names):
+    return f"{', '.join(names[:-1])} or {names[-1]}", lambda value: value in names
+
+
+def setting(help, bound=("", lambda value: True), default=None):
+    return field(default=default, metadata={"help": help, "bound": bound})
 
 
 @dataclass
@@ -23,77 +57,63 @@ class Config:
     Relative paths start at the repository's root. Raises ValueError for a wrong type or value, or an unknown preset.
     """
 
-    preset: str = "mini"
-    data: str = None
-    out_dir: str = None
-    image_tower: str = None
-    image_weights: str | None = None
-    image_weights_by_order: bool = None
-    text_tower: str = None
-    sentence_tower: str | None = None
-    label_embeddings: str | None = None
-    prompt: str = None
-    train_image_tower: bool = None
-    checkpoint_tower: bool = None
-    augment: bool = None
-    head: str = None
-    embed_dim: int = None
-    dropout: float = None
-    label_samples: int = None
-    weight_samples: bool = None
-    alpha: float = None
-    beta: float = None
-    epochs: int = None
-    batch_size: int = None
-    accumulate: int = None
-    optimiser: str = None
-    lr: float = None
-    weight_decay: float = None
-    clip_grad: float = None
-    ema_decay: float = None
-    hold_out: float = None
-    patience: int = None
-    amp: bool = None
-    compile: bool = None
-    processes: int = None
-    num_workers: int = None
-    save_minutes: float = None
-    seed: int = None
-    device: str = None
-    resume: bool = None
-    train_projections: bool = None
-    learn_scale: bool = None
-    mask_equal: bool = None
-    choose_on_val: bool = None
-    keep_best: bool = None
-    drop_unlabelled: bool = None
+    preset: str = setting("mini, clip or paper: the value of every parameter that is None", one_of(*PRESETS), "mini")
+    data: str = setting('"emoji", or the folder of a prepared data set')
+    out_dir: str = setting("run folder to write")
+    image_tower: str = setting("tower that turns images into tokens")
+    image_weights: str | None = setting("local checkpoint of a timm tower")
+    image_weights_by_order: bool = setting("match the checkpoint to the network by the order of its tensors")
+    text_tower: str = setting("CLIP of labels, of sentences where no other is named, and of the raw-CLIP baseline")
+    sentence_tower: str | None = setting("CLIP that encodes the sentences of the alignment loss, if another")
+    label_embeddings: str | None = setting(".npz with names and vectors, in place of the text tower's label vectors")
+    prompt: str = setting("sentence around a label's name", PROMPT)
+    train_image_tower: bool = setting("False: frozen, its tokens computed once and cached")
+    checkpoint_tower: bool = setting("True: a trained tower recomputes activations: less memory, a third more time")
+    augment: bool = setting("True: RandAugment and Cutout; images are then encoded anew in every epoch")
+    head: str = setting(
+        "ml_decoder: the paper's; linear, matching, residual: this repository's, in three steps (notebook 03)",
+        one_of("ml_decoder", "linear", "matching", "residual"),
+    )
+    embed_dim: int = setting("width of the decoder (the paper's code: 768)", HEADS)
+    dropout: float = setting("dropout rate of the decoder", SHARE)
+    label_samples: int = setting("absent labels decoded in a step beside those present in it; 0: all", AT_LEAST_0)
+    weight_samples: bool = setting("True: the sampled labels stand for all absent ones in the loss")
+    alpha: float = setting("weight of the alignment loss L_clip", AT_LEAST_0)
+    beta: float = setting("weight of the classification loss L_c", AT_LEAST_0)
+    epochs: int = setting("passes over the training images", AT_LEAST_1)
+    batch_size: int = setting("images in a step, over all processes and parts", AT_LEAST_1)
+    accumulate: int = setting("parts in which a step takes its images one after the other: less memory", AT_LEAST_1)
+    optimiser: str = setting("adam or adamw", one_of("adam", "adamw"))
+    lr: float = setting("peak learning rate of OneCycle", ABOVE_0)
+    weight_decay: float = setting("on matrices only", AT_LEAST_0)
+    clip_grad: float = setting("largest norm of the gradient; 0: not clipped", AT_LEAST_0)
+    ema_decay: float = setting("decay of the average of the weights, which is what is evaluated", SHARE)
+    hold_out: float = setting("share of the seen labels kept out of training, to choose the epoch by; 0: none", SHARE)
+    patience: int = setting("end after so many epochs without a better one; 0: never", AT_LEAST_0)
+    amp: bool = setting("mixed precision: bfloat16 where the device has it, else float16")
+    compile: bool = setting("torch.compile")
+    processes: int = setting("GPUs, or processes on the CPU, that train together; `fit` starts them", AT_LEAST_1)
+    num_workers: int = setting("processes that load images, for each training process", AT_LEAST_0)
+    save_minutes: float = setting("minutes between two states on the disk; 0: after every step", AT_LEAST_0)
+    seed: int = setting("seed of everything random", AT_LEAST_0)
+    device: str = setting("auto, cpu, cuda, ...", DEVICE)
+    resume: bool = setting("go on from the last state in out_dir")
+    as_author: list = setting("points of the author's code to follow, between commas (config.py: AS_AUTHOR)", POINTS)
 
     def __post_init__(self):
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
-        preset = PRESETS["mini"] | PRESETS[self.preset]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            setattr(self, field.name, _typed(field.name, preset.get(field.name) if value is None else value, field.type))
-        for field in fields(self):
-            self._require(field.name, field.type is not float or math.isfinite(getattr(self, field.name)), "finite")
-        for name in ("epochs", "batch_size", "embed_dim", "accumulate", "processes"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("alpha", "beta", "weight_decay", "clip_grad", "label_samples", "patience", "num_workers", "save_minutes", "seed"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("ema_decay", "dropout", "hold_out"):
-            self._require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        preset = PRESETS["mini"] | PRESETS.get(self.preset, {})
+        for setting in fields(self):
+            given = getattr(self, setting.name)
+            value = _typed(setting, preset.get(setting.name) if given is None else given)
+            setattr(self, setting.name, value)
+            wanted, holds = setting.metadata["bound"]
+            self._require(setting.name, setting.type is not float or math.isfinite(value), "finite")
+            self._require(setting.name, holds(value), wanted)
         self._require("alpha", self.alpha + self.beta > 0, "more than 0 where beta is 0")
-        self._require("lr", self.lr > 0, "more than 0")
-        self._require("head", self.head in ("ml_decoder", "linear", "matching", "residual"), "ml_decoder, linear, matching or residual")
-        self._require("optimiser", self.optimiser in ("adam", "adamw"), "adam or adamw")
-        self._require("embed_dim", self.embed_dim % 8 == 0, "a multiple of the 8 attention heads")
-        self._require("prompt", self.prompt.count("{}") == 1, "a text with one {} where the label goes, as 'a photo of {}'")
         frozen = "False with a frozen tower: it trains nothing there (set train_image_tower)"
         self._require("checkpoint_tower", self.train_image_tower or not self.checkpoint_tower, frozen)
         if self.device == "auto":
             self.device = "cuda" if _is_there("cuda") else "cpu"
-        self._require("device", _is_there(self.device), "auto, cpu, or a device that this torch has")
 
     def _require(self, name, holds, wanted):
         if not holds:
@@ -106,19 +126,23 @@ class Config:
         papermill only warns of a name it does not know, so every other plain value found there is an error.
         """
         known = {f.name for f in fields(cls)}
-        plain = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, (str, int, float, bool, list, dict, types.NoneType))}
-        for name in plain.keys() - known - {"In", "Out"}:
+        plain = str, int, float, bool, list, dict, types.NoneType
+        found = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, plain)}
+        found = without_switches(found)
+        for name in found.keys() - known - {"In", "Out"}:
             close = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"unknown parameter {name!r}" + (f": did you mean {close[0]!r}?" if close else f": known are {', '.join(sorted(known))}"))
-        return cls(**{k: plain[k] for k in known if k in plain})
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"unknown parameter {name!r}: {hint}")
+        return cls(**{k: found[k] for k in known if k in found})
 
     @classmethod
     def load(cls, run_folder):
         """The Config that a run was made with. Raises FileNotFoundError if the folder holds none."""
         path = Path(run_folder) / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{run_folder} is not a run folder (it has no config.json): train one with notebooks/04_train.ipynb")
-        return cls(**json.loads(path.read_text()) | {"device": "auto"})
+            remedy = "train one with notebooks/04_train.ipynb"
+            raise FileNotFoundError(f"{run_folder} is not a run folder (it has no config.json): {remedy}")
+        return cls(**without_switches(json.loads(path.read_text(encoding="utf8"))) | {"device": "auto"})
 
     def as_dict(self):
         return asdict(self)
@@ -126,19 +150,34 @@ class Config:
     def path(self, name):
         """The path in setting `name`, from the repository's root, or None."""
         value = getattr(self, name)
-        return None if value is None else DATA.parent / Path(value).expanduser()
+        return None if value is None else ROOT / Path(value).expanduser()
 
 
-def _typed(name, value, kind):
-    """`value` if it is of the type `kind`, a whole number also for a float. Raises ValueError that says how to write it."""
-    accepted = typing.get_args(kind) or (kind,)
+def without_switches(settings):
+    """Settings as `config.json` holds them, an old file's SWITCHES turned into the names of `as_author`."""
+    kept = {name: value for name, value in settings.items() if name not in SWITCHES or not isinstance(value, bool)}
+    points = [point for switch, point in SWITCHES.items() if settings.get(switch) is False]
+    return kept | {"as_author": _names(kept.get("as_author") or []) + points} if points else kept
+
+
+def _names(value):
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else list(value)
+
+
+def _typed(setting, value):
+    """`value` if it is of the setting's type, a whole number also for a float. The ValueError says how to write it."""
+    accepted = typing.get_args(setting.type) or (setting.type,)
+    if list in accepted and isinstance(value, str | list | tuple):
+        names = _names(value)
+        return [name for name in AS_AUTHOR if name in names] + [name for name in names if name not in AS_AUTHOR]
     if type(value) in accepted:
         return value
     if float in accepted and type(value) is int:
         return float(value)
-    wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[accepted[0]]
-    hint = " (papermill: -p reads numbers and True or False, -y may leave them a text)" if isinstance(value, str) else ""
-    raise ValueError(f"{name} must be {wanted}, got {value!r}{hint}")
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list of names"}
+    papermill = " (papermill: -p reads numbers and True or False, -y may leave them a text)"
+    hint = papermill if isinstance(value, str) else ""
+    raise ValueError(f"{setting.name} must be {kinds[accepted[0]]}, got {value!r}{hint}")
 
 
 def _is_there(name):

@@ -19,7 +19,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interruption:
-    """Turns SIGINT and SIGTERM into `Stopped`: at once, or, while `held`, by the note `signal`; a second one ends at once."""
+    """Turns SIGINT and SIGTERM into `Stopped`: at once, or, while `held`, by the note `signal`; a second one ends at
+    once.
+    """
 
     def __init__(self):
         self.signal, self.holding, self.before = None, False, {}

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 
 
 def rank_and_count():
@@ -21,15 +22,10 @@ def share(rows):
     return rows.tensor_split(count)[rank]
 
 
-def place(total):
-    """(first, end) of this process's `share` of `total` rows."""
-    part = share(torch.arange(total))
-    first = int(part[0]) if len(part) else 0
-    return first, first + len(part)
-
-
 def gather(rows, total):
-    """The shares of all processes as one tensor of `total` rows, each once and in order; gradients flow back to each share."""
+    """The shares of all processes as one tensor of `total` rows, each once and in order; gradients flow back to
+    them.
+    """
     _, count = rank_and_count()
     if count == 1 or not total:
         return rows
@@ -56,3 +52,12 @@ def wait():
     """Return when all processes have come here."""
     if rank_and_count()[1] > 1:
         dist.barrier()
+
+
+def progress(iterable, desc, **options):
+    """A tqdm bar, in the main process, of what takes more than a second, gone when done.
+
+    One refresh a second: in a notebook each is several messages, and a client that reads them only after the cell, as
+    nbval does, loses those that its queue cannot hold, and with them the one that says that the cell has ended.
+    """
+    return tqdm(iterable, desc, leave=False, delay=1.0, mininterval=1.0, disable=not is_main(), **options)

@@ -1,7 +1,10 @@
-"""The folder of a run: files that are there whole or not at all, the last complete state, and the record of the training."""
+"""The folder of a run: files that are there whole or not at all, the last complete state, and the record of the
+training.
+"""
 
 import csv
 import errno
+import json
 import os
 import shutil
 from contextlib import contextmanager, suppress
@@ -10,12 +13,17 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from safetensors.torch import save_model
 from torch.utils.tensorboard import SummaryWriter
+
+RECORD = ("labels.json", "checkpoint.safetensors", "history.csv", "state.pt")  # beside tensorboard/
 
 
 @contextmanager
 def whole(path):
-    """A path to write to; what was written there is flushed to the disk and renamed to `path`, or removed after an error."""
+    """A path to write to; what was written there is flushed to the disk and renamed to `path`, or removed after an
+    error.
+    """
     aside = Path(f"{path}.partial")
     try:
         yield aside
@@ -39,7 +47,8 @@ def full_disk_explained(folder):
         cause = error
         while cause:  # torch.save raises a RuntimeError over the OSError
             if getattr(cause, "errno", None) == errno.ENOSPC or "os error 28" in str(cause):
-                raise OSError(errno.ENOSPC, f"the disk is full ({cause}): make room, then go on with resume True; the last state in {folder} is whole") from error
+                remedy = f"make room, then go on with resume True; the last state in {folder} is whole"
+                raise OSError(errno.ENOSPC, f"the disk is full ({cause}): {remedy}") from error
             cause = cause.__context__
         raise
 
@@ -64,7 +73,8 @@ class RunFolder:
             try:
                 self.lock.acquire()
             except Timeout:
-                raise RuntimeError(f"another run is writing to {path}: wait for it, or choose another out_dir") from None
+                remedy = "wait for it, or choose another out_dir"
+                raise RuntimeError(f"another run is writing to {path}: {remedy}") from None
 
     def close(self):
         with suppress(OSError):  # of a full disk, which the run itself has met
@@ -74,22 +84,24 @@ class RunFolder:
 
     def clear(self, keep_record):
         """Remove old results, which must not stand beside new settings, and without `keep_record` what led to them."""
-        if self.main:
-            for name in ("metrics.json",) if keep_record else ("metrics.json", "labels.json", "checkpoint.safetensors", "history.csv", "state.pt"):
+        if not self.main:
+            return
+        (self.path / "metrics.json").unlink(missing_ok=True)
+        if not keep_record:
+            for name in RECORD:
                 (self.path / name).unlink(missing_ok=True)
-            if not keep_record:
-                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
-    def write_text(self, name, text):
+    def write_json(self, name, content):
         if self.main:
             with whole(self.path / name) as aside:
-                aside.write_text(text + "\n", encoding="utf8")
+                aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
 
     def save_model(self, model):
         """checkpoint.safetensors, what an evaluation loads."""
         if self.main:
             with whole(self.path / "checkpoint.safetensors") as aside:
-                model.save(aside)
+                save_model(model, str(aside))
 
     def save_state(self, state):
         """state.pt, from which a run goes on."""
@@ -111,7 +123,9 @@ class RunFolder:
                 writer.writerows(history)
 
     def log(self, step, scalars):
-        """TensorBoard scalars of a step, `tensorboard --logdir runs`; those of later steps, from before a resume, are dropped."""
+        """TensorBoard scalars of a step, `tensorboard --logdir runs`; those of later steps, from before a resume, are
+        dropped.
+        """
         if self.main:
             self.writer = self.writer or SummaryWriter(self.path / "tensorboard", purge_step=step)
             for name, value in scalars.items():

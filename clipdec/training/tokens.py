@@ -1,18 +1,29 @@
-"""Arrays on disk that are filled row by row and read through memory maps: what is computed of images and texts once."""
+"""What is computed of images and texts once: arrays on disk, filled row by row and read through memory maps."""
 
 import hashlib
+import math
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
+from torch.utils.data import DataLoader
+
+from clipdec.labels import sentences
+from clipdec.towers import encode_labels, encode_texts, load_clip
+from clipdec.training.build import label_queries, sentence_tower
+from clipdec.training.pixels import Pixels
+from clipdec.training.processes import add_up, is_main, progress, rank_and_count, share, wait
 
 
 class Store:
     """Arrays of `count` rows under one folder, and which rows are there.
 
-    Rows are marked as there only after their bytes are on disk, so filling can be broken off at any moment and go on later.
+    Rows are marked as there only after their bytes are on disk, so filling can be broken off at any moment and go on.
 
     Args:
         folder: where the arrays are, its name the key of what they were computed from; None keeps them in memory.
@@ -31,7 +42,7 @@ class Store:
             for name, (shape, dtype) in wanted.items():
                 path, aside = folder / f"{name}.npy", folder / f"{name}.partial"
                 if not path.is_file():
-                    np.lib.format.open_memmap(aside, "w+", dtype, (count, *shape))  # takes no room until it is written to
+                    np.lib.format.open_memmap(aside, "w+", dtype, (count, *shape))  # takes no room until it is filled
                     os.replace(aside, path)
 
     def array(self, name):
@@ -43,7 +54,7 @@ class Store:
         return rows[torch.from_numpy(self.array("done")[rows.numpy()] == 0)]
 
     def write(self, rows, values):
-        """Fill in `rows` with {name: array} of as many rows. A full disk is an OSError here, where a memory map would crash."""
+        """Fill in `rows` with {name: array} of as many rows. A full disk is an OSError here, not a crash of a map."""
         for name, value in (values | {"done": np.ones(len(rows), np.uint8)}).items():
             array = self.array(name)
             value = np.ascontiguousarray(value, array.dtype)
@@ -63,7 +74,9 @@ class Store:
 
 
 class Rows:
-    """Rows of an array that may be on disk: `rows[i]` reads those asked for as a tensor, i a number, slice or index tensor."""
+    """Rows of an array that may be on disk: `rows[i]` reads some of them as a tensor, i a number, slice or index
+    tensor.
+    """
 
     def __init__(self, array, index):
         self.array, self.index = array, index
@@ -83,6 +96,9 @@ class Rows:
         return (self[i : i + size] for i in range(0, len(self), size))
 
 
+# ---- keys -------------------------------------------------------------------------------------------------------
+
+
 def digest(*parts):
     """A short name for all of `parts` (texts, or dicts of tensors), another one if anything in them is another."""
     found = hashlib.sha256()
@@ -96,7 +112,127 @@ def digest(*parts):
     return found.hexdigest()[:16]
 
 
+def tower_key(tower):
+    """Identifies an ImageTower, its weights and its preprocessing."""
+    return digest(tower.name, str(tower.preprocess), tower.trunk.state_dict())
+
+
+def text_key(name):
+    """Identifies the text tower of a CLIP and its weights."""
+    return digest(name, {k: v for k, v in load_clip(name).model.state_dict().items() if not k.startswith("visual.")})
+
+
 def files_key(paths):
     """A text that changes when any of the files is written anew: their names, sizes and times of change."""
     stats = [(Path(path), Path(path).stat()) for path in sorted(paths)]
     return "\n".join(f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+
+
+# ---- images -----------------------------------------------------------------------------------------------------
+
+
+def token_folder(data):
+    """Where tokens and sentences of a data set are kept."""
+    return data.folder / "tokens"
+
+
+def encode_split(tower, split, data, config):
+    """`encode_images` of a data set's split, kept in its token folder."""
+    return encode_images(tower, split, token_folder(data), num_workers=config.num_workers, device=config.device)
+
+
+def encoded(model, split, data, config):
+    """(tokens [M, N, C], global vectors [M, D]) of a split that are kept for a frozen tower, None for a trained one,
+    whose tokens change, or if the disk is too small for them."""
+    if model.train_tower:
+        return None
+    tokens, vectors = encode_split(model.tower, split, data, config)
+    return None if tokens is None else (tokens, vectors)
+
+
+@torch.no_grad()
+def encode_images(tower, split, folder=None, batch_size=64, num_workers=0, device="cpu"):
+    """Tokens and global vectors of a split, computed once: (Rows of float16 [M, N, C], Rows of float32 [M, D]).
+
+    What was computed is read through a memory map, and of a split that was encoded in part only the rest is computed.
+    Several processes share the work. Tokens that the disk has no room for are None, to be computed when needed.
+
+    Args:
+        tower: an ImageTower.
+        split: a Split.
+        folder: where results are kept, in a folder of their own for every tower, weights, preprocessing and stored
+            data. None keeps them in memory.
+    """
+    store, names = _store_of(tower, split, folder)
+    todo = share(store.missing(split.index))
+    if len(todo):
+        tower.to(device).eval()
+        rest = replace(split, index=todo, targets=split.targets[:1].expand(len(todo), -1))
+        loader = DataLoader(Pixels(rest, tower.preprocess), batch_size, num_workers=num_workers)
+        for rows, (pixels, *_) in zip(todo.split(batch_size), progress(loader, desc=f"tokens of {split.name}")):
+            values = _encode(tower, pixels.to(device))
+            store.write(rows, {name: values[name] for name in names})
+    wait()
+    tokens = store.rows("tokens", split.index) if "tokens" in names else None
+    return tokens, store.rows("vectors", split.index)
+
+
+def _encode(tower, pixels):
+    tokens, vectors = tower(pixels)
+    if not (tokens := tokens.half()).isfinite().all():
+        remedy = "train with train_image_tower, which keeps none"
+        raise ValueError(f"{tower.name} gives tokens beyond half precision: {remedy}")
+    return {"tokens": tokens.cpu().numpy(), "vectors": vectors.float().cpu().numpy()}
+
+
+def _store_of(tower, split, folder):
+    """(Store of a split's encodings, names of its arrays): without tokens where the disk has no room for them."""
+    files, count = [file["filename"] for file in split.rows.cache_files], len(split.rows)
+    vectors = {"vectors": ((tower.embed_dim,), np.float32)}
+    arrays = {"tokens": ((math.prod(tower.grid), tower.num_features), np.float16)} | vectors
+    if not folder or not files:
+        return Store(None, count, arrays), arrays
+    kept = Path(folder) / f"{split.name}-{digest(tower_key(tower), files_key(files))}"
+    store = Store(kept, count, arrays)
+    if _has_room(kept, len(store.missing(split.index)), arrays):
+        return store, arrays
+    return Store(kept.with_name(f"{kept.name}-vectors"), count, vectors), vectors
+
+
+def _has_room(folder, count, arrays):
+    """Whether the disk of every process has room for `count` more rows; says so if not."""
+    needed = count * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+    fits = needed < 0.95 * shutil.disk_usage(folder).free
+    fits = add_up(torch.tensor(float(fits))) == rank_and_count()[1]
+    if not fits and is_main():
+        slower = "images are encoded anew each time, which is slower"
+        print(f"{folder.parent} has no room for {needed / 1e9:.1f} GB of tokens: {slower}", flush=True)
+    return fits
+
+
+# ---- sentences --------------------------------------------------------------------------------------------------
+
+
+def encode_sentences(split, labels, config, asked=None, folder=None):
+    """The text vector [M, S] of each image: its seen labels joined in one sentence, "a photo of sky, car and road".
+
+    Args:
+        split, labels: a Split and the LabelSpace of its targets.
+        asked: indices of the labels that sentences may name, by default all seen ones.
+        folder: where vectors are kept for the next call, keyed by text tower and sentences. None keeps them in memory.
+    """
+    asked = labels.seen_index if asked is None else asked
+    targets, names, encoder = split.targets[:, asked], [labels.names[i] for i in asked], sentence_tower(config)
+    if encoder is None:
+        vectors = label_queries(config, names)
+        return torch.cat([F.normalize(part.float() @ vectors, dim=-1) for part in targets.split(4096)])
+    joined = sentences(targets, names, config.prompt)
+    row_of = {sentence: i for i, sentence in enumerate(dict.fromkeys(joined))}  # equal label sets are encoded once
+    texts, width = list(row_of), encode_labels(["a"], encoder).shape[1]
+    kept = folder / f"sentences-{digest(text_key(encoder), *texts)}" if folder else None
+    store = Store(kept, len(texts), {"vectors": ((width,), np.float32)})
+    todo = share(store.missing(torch.arange(len(texts))))
+    for rows in progress(todo.split(1024) if len(todo) else [], desc="sentences"):
+        store.write(rows, {"vectors": encode_texts([texts[i] for i in rows], encoder, config.device)})
+    wait()
+    return store.rows("vectors", torch.tensor([row_of[sentence] for sentence in joined], dtype=torch.long))

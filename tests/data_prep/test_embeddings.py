@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from clipdec.labels import load_label_embeddings
+from clipdec.towers import load_label_embeddings
 from data_prep import embeddings
 from data_prep.embeddings import average_words, convert, read_words, words_of
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from clipdec.labels import load_label_embeddings
+from clipdec.towers import load_label_embeddings
 from data_prep import emoji_scenes, word_vectors
 from data_prep.word_vectors import captions, cooccurrences, factorise, name_vectors, ppmi
 

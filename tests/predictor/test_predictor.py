@@ -13,9 +13,10 @@ from PIL import Image
 
 from clipdec import Predictor, load_run
 from clipdec.calibration import Calibration, fit_calibration
-from clipdec.evaluation import split_scores
-from clipdec.model import label_vectors
-from clipdec.predictor.predictor import main, open_image
+from clipdec.training.scores import split_scores
+from clipdec.training.build import label_queries
+from clipdec.data import open_image
+from clipdec.predictor.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["pizza", "a dog that reads", "key", "no label of the data set"]
@@ -32,7 +33,7 @@ def probabilities(run, image, labels):
     config, model = load_run(folder)
     tokens, vectors = model.tower(model.tower.preprocess(image)[None])
     with torch.no_grad():
-        queries = label_vectors(config, labels)
+        queries = label_queries(config, labels)
         logits = (model(tokens, queries) + model.clip_weight * model.clip_evidence(vectors, queries))[0]
     scale, shift = metrics["calibration"]["scale"], metrics["calibration"]["shift"]
     return {label: 1 / (1 + np.exp(-scale * x - shift)) for label, x in zip(labels, logits.double().tolist())}
@@ -81,7 +82,7 @@ def test_one_label_as_a_text(predictor, tiny):
 
 def test_a_name_is_encoded_once(predictor, tiny, monkeypatch):
     before = predictor(tiny.test.image(0), LABELS)
-    monkeypatch.setattr("clipdec.predictor.label_vectors", lambda config, names: label_vectors(config, names) if names == ["one more"] else 1 / 0)
+    monkeypatch.setattr("clipdec.predictor.label_vectors", lambda config, names: label_queries(config, names) if names == ["one more"] else 1 / 0)
     after = predictor(tiny.test.image(0), [*reversed(LABELS), "one more", "one more"])
     assert dict(before) == pytest.approx({name: p for name, p in after if name != "one more"}, abs=1e-6) and len(after) == 6
 

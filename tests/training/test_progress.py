@@ -3,7 +3,7 @@
 import io
 import time
 
-from clipdec.training.progress import progress
+from clipdec.training.processes import progress
 
 
 def test_a_bar_is_drawn_once_a_second_at_most():

@@ -16,9 +16,10 @@ from clipdec import Predictor, encode_labels, fit, hold_out, load_run
 from clipdec.training import run as training
 from clipdec import model as model_module
 from clipdec.calibration import Calibration
-from clipdec.data import held_labels
-from clipdec.evaluation import evaluate, predict
-from clipdec.model import build_model, encode_sentences, label_vectors
+from clipdec.training.scores import held_labels
+from clipdec.training.scores import evaluate, predict
+from clipdec.training.build import build_model, label_queries
+from clipdec.training.tokens import encode_sentences
 from clipdec.towers import load_clip
 from clipdec.trainer import Trainer
 
@@ -207,7 +208,7 @@ def test_labels_held_out_are_neither_asked_nor_named(tiny, settings, tmp_path, m
     forbidden = {tiny.labels.names[i] for i in held}
     assert len(sentences) > 50 and not any(set(s.removeprefix("a photo of ").replace(" and ", ", ").split(", ")) & forbidden for s in sentences)
     row = history(tmp_path)[0]
-    queries = label_vectors(config, tiny.labels.names)
+    queries = label_queries(config, tiny.labels.names)
     model = load_run(tmp_path)[1]
     model.clip_weight.zero_()  # the epochs are of the head alone
     scores = predict(model, tiny.val, queries[held])

@@ -13,8 +13,8 @@ from helpers import history
 from torchvision.transforms import v2
 
 from clipdec import fit, load_data, model, towers
-from clipdec.data import encode_images
-from clipdec.model import encode_sentences
+from clipdec.training.tokens import encode_images
+from clipdec.training.tokens import encode_sentences
 from clipdec.training.tokens import Store, digest
 from clipdec.towers import ImageTower, text_key
 from data_prep import emoji_scenes

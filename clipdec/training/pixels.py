@@ -1,0 +1,33 @@
+"""Images of a split as tensors, for a DataLoader, and their augmentation."""
+
+import torch
+from torchvision.transforms import v2
+
+
+class Pixels(torch.utils.data.Dataset):
+    """A split as (pixels [3, H, W], multi-hot float labels [L], index), for a DataLoader.
+
+    With a `seed` the random numbers of an image's transform depend on it and on the image alone: not on the order, on
+    the number of workers or processes, or on where a run was resumed.
+    """
+
+    def __init__(self, split, transform, seed=None):
+        self.split, self.transform, self.seed = split, transform, seed
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, i):
+        image, targets = self.split[i]
+        if self.seed is None:
+            return self.transform(image), targets.float(), i
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(hash((self.seed, int(i))))
+            return self.transform(image), targets.float(), i
+
+
+def augmented(preprocess):
+    """A tower's transform with RandAugment before and Cutout (a square of half the side, in the mean colour) after
+    it.
+    """
+    return v2.Compose([v2.RandAugment(), preprocess, v2.RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0))])

@@ -1,0 +1,138 @@
+"""Scores of whole splits, what val decides by them, and the figures of metrics.json."""
+
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from clipdec.calibration import fit_calibration, seen_offset
+from clipdec.data import split_seen
+from clipdec.evaluation import TASKS, full_report
+from clipdec.metrics import average_precision, zsl_report
+from clipdec.towers import ImageTower, encode_labels
+from clipdec.training.build import label_queries, uses_clip
+from clipdec.training.pixels import Pixels
+from clipdec.training.processes import gather, share
+from clipdec.training.tokens import encode_split, encoded
+
+CLIP_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+def held_labels(labels, config):
+    """(indices of the seen labels asked in training, of those that a run's Config holds out of it to choose by)."""
+    return split_seen(labels, round(config.hold_out * len(labels.seen)), config.seed)
+
+
+@torch.no_grad()
+def predict(model, split, queries, kept=None, batch_size=64, num_workers=0):
+    """Logits [M, L] of labels `queries` [L, D] for every image of a split, in its order, on the CPU.
+
+    `kept`, what `encoded` gave for the split, saves encoding its images again. Several processes share the images.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    queries, mine = queries.to(device), share(torch.arange(len(split)))
+    if kept is None:
+        pixels = Pixels(split, model.tower.preprocess)
+        loader = DataLoader(pixels, batch_size, sampler=mine.tolist(), num_workers=num_workers)
+        batches = (model.tower(images.to(device)) for images, *_ in loader)
+    else:
+        batches = ([rows[part].to(device) for rows in kept] for part in mine.split(batch_size) if len(part))
+    parts = [model.score(*batch, queries).float().cpu() for batch in batches]
+    return gather(torch.cat([torch.empty(0, len(queries)), *parts]), len(split))
+
+
+def split_scores(model, split, data, config):
+    """Logits [M, L] of all labels of a data set for every image of one of its splits."""
+    queries = label_queries(config, data.labels.names)
+    return predict(model, split, queries, encoded(model, split, data, config), num_workers=config.num_workers)
+
+
+# ---- untouched CLIP ---------------------------------------------------------------------------------------------
+
+
+def raw_clip_scores(data, config, prompts=None):
+    """Untouched CLIP on test: cosine of the global image vector with each label's text vector, [M, L].
+
+    The CLIP is the run's text tower, whatever image tower the run trains on; the prompt is the run's, or the mean of
+    the text vectors of several `prompts` (Radford et al., ICML 2021, section 3.1.4).
+    """
+    return clip_vectors(data, config, data.test) @ clip_text(data.labels, config, prompts or (config.prompt,)).T
+
+
+def clip_vectors(data, config, split):
+    """Global vectors of the run's CLIP, of length 1, [M, D]."""
+    _, vectors = encode_split(ImageTower(config.text_tower), split, data, config)
+    return F.normalize(vectors[:], dim=-1)
+
+
+def clip_text(labels, config, prompts):
+    """Text vectors of the run's CLIP, the mean over prompts, of length 1, [L, D]."""
+    return F.normalize(sum(encode_labels(labels.names, config.text_tower, prompt) for prompt in prompts), dim=-1)
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+def evaluate(model, data, config, keep="all"):
+    """The figures of metrics.json for the test split: ZSL, GZSL and seen of the model, and raw CLIP on the same images.
+
+    What val decides on: "calibration", the Calibration of the seen labels there, and with labels held out of training
+    also "gzsl_calibrated": GZSL after `seen_offset` was taken off the seen labels. Held-out labels play the unseen
+    ones.
+
+    A part that cannot be computed does not cost the run: "left_out" names it and says why.
+    """
+    scores = split_scores(model, data.test, data, config)
+    report, left_out = {}, {}
+    for part, figures in (("test", _of_test), ("raw_clip", _of_raw_clip), ("val", _of_val)):
+        try:
+            report |= figures(model, data, config, keep, scores)
+        except Exception as error:
+            left_out[part] = f"{type(error).__name__}: {error}"
+    return report | ({"left_out": left_out} if left_out else {})
+
+
+def _of_test(model, data, config, keep, scores):
+    return full_report(scores, data.test.targets, data.labels, keep)
+
+
+def _of_raw_clip(model, data, config, keep, scores):
+    raw = full_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
+    return {"raw_clip": {part: raw[part] for part in TASKS}}
+
+
+def _of_val(model, data, config, keep, scores):
+    seen, (_, held) = data.labels.seen_index, held_labels(data.labels, config)
+    val, targets = split_scores(model, data.val, data, config)[:, seen], data.val.targets[:, seen]
+    report = {"calibration": asdict(fit_calibration(val, targets))}
+    if len(held):
+        offset = seen_offset(val, targets, torch.isin(seen, held))
+        calibrated = scores - offset * (torch.arange(scores.shape[1]) < len(seen))
+        gzsl = zsl_report(calibrated, data.test.targets, data.labels, keep)["gzsl"]
+        report |= {"seen_offset": offset, "gzsl_calibrated": gzsl}
+    return report
+
+
+def choose_clip_weight(model, data, config):
+    """How much of CLIP's own answer goes into a logit: of CLIP_WEIGHTS the one with the best mAP on val; 0 without one.
+
+    What counts is the mean of two mAPs, of the labels held out of the training, which are as unseen ones, and of all
+    seen labels, so that neither ZSL nor GZSL is bought with the other. It leaves the model's weight as it is.
+    """
+    _, held = held_labels(data.labels, config)
+    if not uses_clip(config) or not len(held):
+        return 0.0
+    seen = data.val.targets[:, data.labels.seen_index].any(0).nonzero().flatten()  # those that occur
+    targets, before, scores = data.val.targets[:, seen], model.clip_weight.item(), {}
+    for weight in (0.0, 1.0):
+        model.clip_weight.fill_(weight)
+        scores[weight] = split_scores(model, data.val, data, config)[:, seen]
+    model.clip_weight.fill_(before)
+    quality = []
+    for weight in CLIP_WEIGHTS:
+        mixed = scores[0.0] + weight * (scores[1.0] - scores[0.0])  # a logit is linear in the weight
+        precisions = average_precision(mixed, targets)
+        quality.append(precisions.mean() + precisions[torch.isin(seen, held)].mean().nan_to_num())
+    return CLIP_WEIGHTS[torch.stack(quality).argmax()]
