@@ -84,10 +84,14 @@ class MLDecoder(nn.Module):
 
     def attend(self, x, k, v):
         """Multi-head attention of labels x over tokens: ([B, L, d], weights [B, h, L, N])."""
-        q = self.split_heads(self.attention_q(x))  # [1 or B, h, L, d / h]
-        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        weights = self.attention(x, k)
         mixed = self.dropout(weights) @ v  # [B, h, L, d / h]
         return self.attention_out(mixed.transpose(1, 2).flatten(2)), weights
+
+    def attention(self, x, k):
+        """How much labels x [1 or B, L, d] look at each token: [B, h, L, N], summing to 1 over the tokens."""
+        q = self.split_heads(self.attention_q(x))  # [1 or B, h, L, d / h]
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
     def split_heads(self, y):
         """[B, N, d] -> [B, h, N, d / h]."""

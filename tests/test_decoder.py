@@ -1,16 +1,14 @@
-"""The ML-Decoder head against a composition of PyTorch's own modules."""
+"""The heads against a composition of PyTorch's own modules, and by hand."""
 
 import shutil
 
 import pytest
 import torch
-from timm.layers import ml_decoder as timm_decoder
 from timm.layers.ml_decoder import TransformerDecoderLayerOptimal
 from torch import nn
 
-from clipdec import MLDecoder, decoder
-from clipdec.decoder import from_reference
-from clipdec.reference.group_decoder import GroupMLDecoder
+from clipdec import MLDecoder
+from clipdec.decoder import MatchingDecoder, from_reference
 
 B, N, L, C, D = 3, 10, 7, 12, 6
 
@@ -151,13 +149,13 @@ def test_embed_dim_must_be_a_multiple_of_heads():
 
 
 class ReferenceDecoder(nn.Module):
-    """The head of the reference code in its zero-shot form, with its names; its layer is timm's copy, called directly."""
+    """The head of the reference code in its zero-shot form, with its names; its layer is timm's copy."""
 
     def __init__(self):
         super().__init__()
         self.wordvec_proj = nn.Linear(D, 16)
         self.decoder = nn.Module()
-        self.decoder.layers = nn.ModuleList([TransformerDecoderLayerOptimal(16, nhead=4, dim_feedforward=24, dropout=0.1)])
+        self.decoder.layers = nn.ModuleList([TransformerDecoderLayerOptimal(16, nhead=4, dim_feedforward=24)])
         self.decoder.embed_standart = nn.Linear(C, 16)
         self.decoder.duplicate_pooling = nn.Parameter(torch.randn(16, 1))
         self.decoder.duplicate_pooling_bias = nn.Parameter(torch.randn(1))
@@ -181,7 +179,9 @@ def original():
 def test_reference_weights_give_the_reference_logits(original, inputs, prefix):
     head = MLDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24).eval()
     state = {prefix + name: value for name, value in original.state_dict().items()}
-    head.load_reference_state_dict(state | {"body.layer1.0.conv1.weight": torch.ones(3)} if prefix.endswith("head.") else state)
+    if prefix.endswith("head."):
+        state["body.layer1.0.conv1.weight"] = torch.ones(3)
+    head.load_reference_state_dict(state)
     torch.testing.assert_close(head(*inputs), original(*inputs), rtol=0, atol=1e-5)
 
 
@@ -208,10 +208,10 @@ def test_reference_weights_without_a_query_projection(original, inputs):
     torch.testing.assert_close(head(inputs[0], queries), original(inputs[0], queries), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("missing", ["decoder.embed_standart.weight", "decoder.layers.0.multihead_attn.in_proj_bias", "decoder.layers.0.norm3.bias"])
+@pytest.mark.parametrize("missing", ["embed_standart.weight", "layers.0.multihead_attn.in_proj_bias", "layers.0.norm3.bias"])
 def test_reference_weights_that_lack_a_tensor(original, missing):
     state = original.state_dict()
-    del state[missing]
+    del state[f"decoder.{missing}"]
     with pytest.raises(ValueError, match="(?s)do not fit this MLDecoder.*Missing key"):
         MLDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24).load_reference_state_dict(state)
 
@@ -223,88 +223,66 @@ def test_reference_weights_of_another_size(original):
         MLDecoder(C, D).load_reference_state_dict({"fc.weight": torch.ones(2)})
 
 
-@pytest.mark.parametrize("classes, queries", [(23, 5), (20, 5), (7, 100), (1, 1)])
-def test_groups_equal_timms_decoder(classes, queries):
-    theirs = timm_decoder.MLDecoder(classes, num_of_groups=queries, decoder_embedding=64, initial_num_features=C).eval()
-    nn.init.normal_(theirs.duplicate_pooling_bias)
-    ours = GroupMLDecoder(C, classes, queries, embed_dim=64).eval()
-    ours.load_reference_state_dict(theirs.state_dict())
-    tokens = torch.randn(B, N, C)
-    # timm's forward, but for nn.TransformerDecoder, which no longer accepts the layer
-    memory = theirs.embed_standart(tokens).relu().transpose(0, 1)
-    decoded = theirs.decoder.layers[0](theirs.query_embed.weight[:, None].expand(-1, B, -1), memory).transpose(0, 1)
-    groups = torch.stack([decoded[:, i] @ theirs.duplicate_pooling[i] for i in range(decoded.shape[1])], dim=1)
-    expected = groups.flatten(1)[:, :classes] + theirs.duplicate_pooling_bias
-    logits, maps = ours(tokens, need_attention=True)
-    assert logits.shape == (B, classes) and maps.shape == (B, min(queries, classes), N)
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours(tokens), logits, rtol=0, atol=1e-5)
+# ---- outputs by label ------------------------------------------------------------------------------------------
 
 
-def test_groups_are_trained():
-    head = GroupMLDecoder(C, 23, 5, embed_dim=16, num_heads=4, ff_dim=24).train()
-    head(torch.randn(B, N, C)).square().sum().backward()
-    assert all(p.grad.abs().max() > 0 for name, p in head.named_parameters() if name != "attention_k.bias")
-    assert "query_embed" not in dict(head.named_parameters())  # fixed, as in the reference code
-
-
-# ---- labels prepared once, and in parts -------------------------------------------------------------------------
-
-
-def test_prepared_labels_are_the_labels(head, inputs):
-    tokens, queries = inputs
-    prepared = head.prepare(queries)
-    torch.testing.assert_close(head(tokens, prepared), head(tokens, queries), rtol=0, atol=0)
-    torch.testing.assert_close(head(tokens[:1], prepared), head(tokens, queries)[:1], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("chunk", [1, B, 2 * B, 3 * B + 1, 100])
-@pytest.mark.parametrize("need_attention", [False, True])
-def test_parts_of_the_labels_give_the_same(head, inputs, monkeypatch, chunk, need_attention):
-    whole = head(*inputs, need_attention=need_attention)
-    monkeypatch.setattr(decoder, "CHUNK", chunk)
-    with torch.no_grad():
-        parts = head(*inputs, need_attention=need_attention)
-    for a, b in zip(*((x,) if not need_attention else x for x in (whole, parts))):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-
-
-def test_no_labels_no_images(head):
-    for images, labels in ((0, 3), (2, 0)):
-        with torch.no_grad():
-            assert head(torch.randn(images, N, C), torch.randn(labels, D)).shape == (images, labels)
-
-
-# ---- dropout ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_is_distributed_as_torchs(p):
-    x = torch.ones(400, 1003)
-    out = decoder.Dropout(p).train()(x)
-    values, counts = out.unique(return_counts=True)
-    torch.testing.assert_close(values, torch.tensor([0.0, 1 / (1 - p)]))
-    n = x.numel()
-    assert abs(counts[0].item() / n - p) < 5 * (p * (1 - p) / n) ** 0.5 + 1e-4
-    kept = (out > 0).float()
-    for a, b in ((kept[:, :-1], kept[:, 1:]), (kept[:-1], kept[1:]), (kept[:, ::4][:, :250], kept[:, 3::4][:, :250])):  # neighbours are independent
-        assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 5 / a.numel() ** 0.5
-
-
-def test_dropout_passes_gradients_where_it_keeps():
-    x = torch.randn(50, 7, requires_grad=True)
-    out = decoder.Dropout(0.3).train()(x)
-    out.sum().backward()
-    torch.testing.assert_close(x.grad, torch.where(out != 0, 1 / 0.7, 0.0))
-
-
-def test_dropout_is_seeded_and_off_in_evaluation():
-    x, layer = torch.ones(1000), decoder.Dropout(0.4).train()
+def matching(**changes):
+    made = MatchingDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24, **changes).eval()
     torch.manual_seed(3)
-    first = layer(x)
-    torch.manual_seed(3)
-    assert torch.equal(layer(x), first) and not torch.equal(layer(x), first)
-    assert torch.equal(layer.eval()(x), x) and torch.equal(decoder.Dropout(0.0).train()(x), x)
+    for p in made.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    made.centre_on(torch.randn(20, D))
+    return made
+
+
+def by_hand(made, tokens, queries):
+    """The formulas of the docstring, with torch's own attention, one label of one image at a time."""
+    attention = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    parts = [made.attention_q, made.attention_k, made.attention_v]
+    attention.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
+    attention.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
+    attention.out_proj.load_state_dict(made.attention_out.state_dict())
+    logits = torch.empty(len(tokens), len(queries))
+    for i, image in enumerate(tokens):
+        t = image @ made.token_proj.weight.T + made.token_proj.bias
+        for j, query in enumerate(queries):
+            u = query - made.query_mean
+            u = u / u.norm()
+            x = made.norm1(2 * (u @ made.query_proj.weight.T + made.query_proj.bias))
+            x = made.norm2(x + attention(x[None, None], t[None], t[None])[0][0, 0])
+            x = made.norm3(x + made.linear2(made.linear1(x).clamp(min=0)))
+            output = made.output.weight[0] + (made.label_output.weight @ u if made.label_output is not None else 0)
+            logits[i, j] = (x * output).sum() + made.output.bias
+    return logits
+
+
+@pytest.mark.parametrize("match", [True, False])
+@torch.no_grad()
+def test_matching_logits_are_those_of_the_formulas(match, inputs):
+    made = matching(match=match)
+    torch.testing.assert_close(made(*inputs), by_hand(made, *inputs), rtol=0, atol=1e-5)
+
+
+def test_it_starts_with_one_output_for_all_labels_and_learns_others(inputs):
+    made = MatchingDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24, dropout=0.0)
+    logits = made(*inputs)
+    made.label_output = None
+    torch.testing.assert_close(made(*inputs), logits, rtol=0, atol=1e-5)
+    made = MatchingDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24, dropout=0.0)
+    made(*inputs).square().sum().backward()
+    assert made.label_output.weight.grad.abs().sum() > 0
+    assert "query_mean" in made.state_dict() and "query_mean" not in dict(made.named_parameters())
+
+
+@torch.no_grad()
+def test_what_all_labels_share_does_not_count(inputs):
+    made, (tokens, queries) = matching(), inputs
+    before = made(tokens, queries)
+    shift = torch.randn(D)
+    made.query_mean += shift
+    torch.testing.assert_close(made(tokens, queries + shift), before, rtol=0, atol=1e-5)
+    plain = MLDecoder(C, D, embed_dim=16, num_heads=4, ff_dim=24).eval()
+    assert not torch.allclose(plain(tokens, queries + shift), plain(tokens, queries), atol=1e-3)
 
 
 # ---- mixed precision and torch.compile --------------------------------------------------------------------------
@@ -325,7 +303,10 @@ def test_mixed_precision(head, inputs, dtype, train):
         assert head(*inputs).isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler"))])
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
 def test_compiled_head(head, inputs, backend):
     compiled = torch.compile(head, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(*inputs), head(*inputs), rtol=0, atol=1e-5)

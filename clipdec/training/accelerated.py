@@ -71,7 +71,9 @@ class AcceleratedTrainer(Trainer):
         """
         self.objective.train()
         self.optimiser.zero_grad()
-        labels, weights = sample_labels(targets, self.label_samples, self.weight_samples)
+        labels, weights = sample_labels(targets, self.label_samples, self.weight_samples)  # alike in all processes
+        if rank := rank_and_count()[0]:
+            torch.manual_seed(torch.initial_seed() + rank)  # for dropout masks of its own
         queries, weights = queries[labels], weights.to(self.device)
         parts, sums = torch.arange(len(targets)).tensor_split(self.accumulate), torch.zeros(2, device=self.device)
         for number, (part, inputs) in enumerate(zip(parts, images), 1):

@@ -170,7 +170,7 @@ class Run:
         """A step on the images `index` of the training, logged. Raises FloatingPointError that says where it was."""
         epoch, step, config = self.position["epoch"], self.position["step"], self.config
         number = epoch * self.images.steps + step
-        seed_step(config, number)
+        torch.manual_seed(hash((config.seed, number)))  # alike in all processes
         try:
             figures = self.trainer.step(*self.images.batch(index, inputs, self.queries[self.asked]))
         except FloatingPointError as error:
@@ -255,11 +255,3 @@ class Run:
             steps = f"{epochs} epochs of {images.steps} steps, {step * 1000:.0f} ms each"
             memory = f"memory about {(peak_memory_mb(config.device) + adams) / 1000:.1f} GB"
             print(f"{steps}, and {evaluated} images to evaluate: about {duration(seconds)}; {memory}", flush=True)
-
-
-def seed_step(config, number):
-    """Seed the random numbers of a step: alike in all processes, but for what GPUs draw on their own (dropout)."""
-    rank, _ = rank_and_count()
-    torch.manual_seed(hash((config.seed, number)))
-    if rank and config.device.startswith("cuda"):
-        torch.cuda.manual_seed(hash((config.seed, number, rank)))

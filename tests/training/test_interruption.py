@@ -18,7 +18,7 @@ from helpers import history, results
 from clipdec import fit, load_run
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.run_folder import RunFolder, whole
-from clipdec.trainer import Trainer
+from clipdec.training.accelerated import AcceleratedTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"epochs": 2, "batch_size": 6}  # 20 steps an epoch
@@ -49,7 +49,7 @@ def position(folder):
 
 def at_step(monkeypatch, number, action):
     """Do something before the `number`-th optimiser step of this process."""
-    real, calls = Trainer.step, []
+    real, calls = AcceleratedTrainer.step, []
 
     def step(self, *arguments):
         calls.append(1)
@@ -57,7 +57,7 @@ def at_step(monkeypatch, number, action):
             action()
         return real(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(AcceleratedTrainer, "step", step)
 
 
 def start(config, folder, **changes):
@@ -227,8 +227,8 @@ def test_a_loss_that_is_not_finite_says_where(tiny, settings, tmp_path, monkeypa
     def spoil():
         raise_after.append(1)
 
-    raise_after, gradients = [], Trainer.gradients
-    monkeypatch.setattr(Trainer, "gradients", lambda self, *rest: gradients(self, *rest) | ({"l_clip": float("nan"), "loss": float("nan")} if raise_after else {}))
+    raise_after, gradients = [], AcceleratedTrainer.gradients
+    monkeypatch.setattr(AcceleratedTrainer, "gradients", lambda self, *rest: gradients(self, *rest) | ({"l_clip": float("nan"), "loss": float("nan")} if raise_after else {}))
     at_step(monkeypatch, 25, spoil)
     where = r"epoch 2, step 5 of 20, images \[.*loss nan, l_c [\d.]+, l_clip nan, grad_norm .*use a lower lr than 0.004.*the last good state is in"
     with pytest.raises(FloatingPointError, match=where):

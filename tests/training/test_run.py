@@ -13,15 +13,15 @@ from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clipdec import Predictor, encode_labels, fit, hold_out, load_run
-from clipdec.training import run as training
-from clipdec import model as model_module
 from clipdec.calibration import Calibration
-from clipdec.training.scores import held_labels
-from clipdec.training.scores import evaluate, predict
-from clipdec.training.build import build_model, label_queries
+from clipdec.training.scores import evaluate, held_labels, predict
 from clipdec.training.tokens import encode_sentences
+from clipdec.training.build import build_model, label_queries
+from clipdec.training.machine import duration
 from clipdec.towers import load_clip
-from clipdec.trainer import Trainer
+from clipdec.training import batches, run, tokens
+from clipdec.training.__main__ import main
+from clipdec.training.accelerated import AcceleratedTrainer
 
 FIGURES = {"map", "p@3", "r@3", "f1@3", "p@5", "r@5", "f1@5"}
 
@@ -105,7 +105,7 @@ def test_images_without_a_seen_label_are_left_out(tiny, settings, tmp_path, monk
     trained = spy_images(monkeypatch)
     fit(data, settings(tmp_path))
     fit(data, settings(tmp_path, hold_out=0.0))
-    fit(data, settings(tmp_path, hold_out=0.0, drop_unlabelled=False))
+    fit(data, settings(tmp_path, hold_out=0.0, as_author="keep_unlabelled"))
     asked, _ = held_labels(tiny.labels, settings(tmp_path))
     assert torch.equal(trained[0].split.index, targets[:, asked].any(1).nonzero().flatten()) and torch.equal(trained[0].targets, targets[trained[0].split.index][:, asked])
     assert torch.equal(trained[1].split.index, torch.arange(20, 120)) and torch.equal(trained[2].split.index, torch.arange(120))
@@ -142,28 +142,28 @@ def test_the_image_tower_can_be_trained(tiny, settings, tmp_path, monkeypatch):
 
 def spy_images(monkeypatch):
     """The TrainingImages of each run."""
-    made, init = [], training.TrainingImages.__init__
-    monkeypatch.setattr(training.TrainingImages, "__init__", lambda self, *rest: made.append(self) or init(self, *rest))
+    made, init = [], batches.TrainingImages.__init__
+    monkeypatch.setattr(batches.TrainingImages, "__init__", lambda self, *rest: made.append(self) or init(self, *rest))
     return made
 
 
 def give_maps(monkeypatch, key, values):
     """Let validation, or the test, find these mAPs, epoch after epoch."""
-    left, real, prefix = iter(values), training.Run._maps, key.removesuffix("map")
+    left, real, prefix = iter(values), run.Run._maps, key.removesuffix("map")
 
     def maps(self, *rest):
         found = real(self, *rest)
         return dict.fromkeys(found, next(left)) if next(iter(found)).startswith(prefix) else found
 
-    monkeypatch.setattr(training.Run, "_maps", maps)
+    monkeypatch.setattr(run.Run, "_maps", maps)
 
 
 def trained_for(tiny, settings, folder, monkeypatch, epochs):
     """The checkpoint that a run of three epochs had after some of them."""
-    saved, save = [], training.RunFolder.save_model
-    monkeypatch.setattr(training.RunFolder, "save_model", lambda self, model: saved.append({k: v.clone() for k, v in model.state_dict().items()}) or save(self, model))
-    fit(tiny, settings(folder, epochs=3, keep_best=False))
-    monkeypatch.setattr(training.RunFolder, "save_model", save)
+    saved, save = [], run.RunFolder.save_model
+    monkeypatch.setattr(run.RunFolder, "save_model", lambda self, model: saved.append({k: v.clone() for k, v in model.state_dict().items()}) or save(self, model))
+    fit(tiny, settings(folder, epochs=3, as_author="last_weights"))
+    monkeypatch.setattr(run.RunFolder, "save_model", save)
     assert len(saved) == 4  # once more when the weight of CLIP's answer is chosen
     return saved[epochs - 1]
 
@@ -172,8 +172,8 @@ def trained_for(tiny, settings, folder, monkeypatch, epochs):
     "changes, key, values, best",
     [
         ({}, "val_map", [3.0, 9.0, 5.0], 2), ({}, "val_map", [9.0, 9.0, 5.0], 1), ({}, "val_map", [1.0, 2.0, float("nan")], 3),
-        ({"hold_out": 0.0}, "val_map", [3.0, 9.0, 5.0], 2), ({"choose_on_val": False}, "test_map", [3.0, 9.0, 5.0], 2),
-        ({"keep_best": False}, "val_map", [3.0, 9.0, 5.0], 3),
+        ({"hold_out": 0.0}, "val_map", [3.0, 9.0, 5.0], 2), ({"as_author": "best_on_test"}, "test_map", [3.0, 9.0, 5.0], 2),
+        ({"as_author": "last_weights"}, "val_map", [3.0, 9.0, 5.0], 3),
     ],
 )  # fmt: skip
 def test_the_best_epoch_is_evaluated(tiny, settings, tmp_path, monkeypatch, changes, key, values, best):
@@ -199,8 +199,8 @@ def test_labels_held_out_are_neither_asked_nor_named(tiny, settings, tmp_path, m
     asked, held = held_labels(tiny.labels, config)
     assert len(held) == round(0.3 * 925) and sorted([*asked.tolist(), *held.tolist()]) == list(range(925))
     assert held.tolist() != held_labels(tiny.labels, settings(tmp_path, hold_out=0.3, seed=1))[1].tolist()
-    sentences, encode = [], model_module.encode_texts
-    monkeypatch.setattr(model_module, "encode_texts", lambda texts, *rest: sentences.extend(texts) or encode(texts, *rest))
+    sentences, encode = [], tokens.encode_texts
+    monkeypatch.setattr(tokens, "encode_texts", lambda texts, *rest: sentences.extend(texts) or encode(texts, *rest))
     data = replace(tiny, folder=tmp_path / "other")  # with no sentences kept from other tests
     fit(data, config)
     (images,) = trained
@@ -224,7 +224,7 @@ def test_labels_held_out_are_neither_asked_nor_named(tiny, settings, tmp_path, m
 def images_of(tiny, settings, folder, **changes):
     config = settings(folder, **changes)
     asked, _ = held_labels(tiny.labels, config)
-    return training.TrainingImages(tiny, asked, build_model(config, torch.zeros(1, 128)), config)
+    return batches.TrainingImages(tiny, asked, build_model(config, torch.zeros(1, 128)), config)
 
 
 def test_an_epoch_has_every_image_once_in_batches_of_nearly_one_size(tiny, settings, tmp_path):
@@ -285,18 +285,18 @@ def test_the_time_and_memory_that_a_run_takes_are_said_first(tiny, settings, tmp
 
 @pytest.mark.parametrize("seconds, text", [(0.2, "1 s"), (59.2, "1 min 0 s"), (61, "1 min 1 s"), (3600 * 30 + 300, "30 h 5 min")])
 def test_durations(seconds, text):
-    assert training.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_the_command_line(tiny, settings, tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"preset": "mini", "data": str(tiny.folder), "out_dir": str(tmp_path / "run"), "embed_dim": 16, "epochs": 1}))
-    training.main(["--config", str(tmp_path / "run.json")])
+    main(["--config", str(tmp_path / "run.json")])
     assert "CLIP-Decoder" in capsys.readouterr().out and load_run(tmp_path / "run")[0].embed_dim == 16
-    training.main(["--config", str(tmp_path / "run.json"), "--resume"])
+    main(["--config", str(tmp_path / "run.json"), "--resume"])
     assert "epoch 1" not in capsys.readouterr().out
     (tmp_path / "run.json").write_text(json.dumps({"epoch": 3}))
     with pytest.raises(ValueError, match="unknown parameter 'epoch': did you mean 'epochs'"):
-        training.main(["--config", str(tmp_path / "run.json")])
+        main(["--config", str(tmp_path / "run.json")])
 
 
 # ---- going on ---------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def never(*_):
 
 def test_resuming_what_is_finished_trains_no_more(tiny, settings, tmp_path, monkeypatch):
     metrics = fit(tiny, settings(tmp_path))
-    monkeypatch.setattr(Trainer, "gradients", never)
+    monkeypatch.setattr(AcceleratedTrainer, "gradients", never)
     assert results(fit(tiny, settings(tmp_path, resume=True))) == pytest.approx(results(metrics), abs=1e-6)
 
 
@@ -316,7 +316,7 @@ def test_resuming_nothing_starts_anew(tiny, settings, tmp_path):
     assert results(fit(tiny, settings(tmp_path / "a", resume=True))) == results(fit(tiny, settings(tmp_path / "b")))
 
 
-@pytest.mark.parametrize("changes", [{"lr": 1e-3}, {"epochs": 3}, {"seed": 5}, {"prompt": "{}"}, {"mask_equal": False}])
+@pytest.mark.parametrize("changes", [{"lr": 1e-3}, {"epochs": 3}, {"seed": 5}, {"prompt": "{}"}, {"as_author": "sum_loss"}])
 def test_resuming_with_other_settings(tiny, settings, tiny_run, changes):
     folder, _ = tiny_run
     before = (folder / "config.json").read_bytes()
@@ -327,7 +327,7 @@ def test_resuming_with_other_settings(tiny, settings, tiny_run, changes):
 
 def test_no_old_weights_beside_new_settings(tiny, settings, tmp_path, monkeypatch):
     fit(tiny, settings(tmp_path))
-    monkeypatch.setattr(Trainer, "step", lambda *args: 1 / 0)
+    monkeypatch.setattr(AcceleratedTrainer, "step", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(tiny, settings(tmp_path, prompt="{}"))
     assert {f.name for f in tmp_path.iterdir()} == {"config.json", "lock"}
@@ -373,7 +373,7 @@ def spy_evaluate(monkeypatch):
         models.append(model)
         return evaluate(model, *args)
 
-    monkeypatch.setattr(training, "evaluate", spy)
+    monkeypatch.setattr(run, "evaluate", spy)
     return models
 
 

@@ -12,11 +12,10 @@ import torch
 from helpers import history
 from torchvision.transforms import v2
 
-from clipdec import fit, load_data, model, towers
-from clipdec.training.tokens import encode_images
-from clipdec.training.tokens import encode_sentences
-from clipdec.training.tokens import Store, digest
-from clipdec.towers import ImageTower, text_key
+from clipdec import fit, load_data
+from clipdec.training.tokens import Store, digest, encode_images, encode_sentences, text_key
+from clipdec.towers import ImageTower, load_clip
+from clipdec.training import tokens as tokens_module
 from data_prep import emoji_scenes
 
 ARRAYS = {"a": ((3, 2), np.float16), "b": ((), np.float32)}
@@ -221,8 +220,8 @@ def test_tokens_that_the_disk_has_no_room_for(tiny, settings, tmp_path, monkeypa
 
 
 def test_sentences_are_kept_and_encoded_anew_with_other_texts(tiny, settings, tmp_path, monkeypatch):
-    calls, encode = [], model.encode_texts
-    monkeypatch.setattr(model, "encode_texts", lambda texts, *rest: calls.extend(texts) or encode(texts, *rest))
+    calls, encode = [], tokens_module.encode_texts
+    monkeypatch.setattr(tokens_module, "encode_texts", lambda texts, *rest: calls.extend(texts) or encode(texts, *rest))
     config, some = settings(tmp_path), tiny.train.select(range(9))
     first = encode_sentences(some, tiny.labels, config, folder=tmp_path)[:]
     assert len(set(calls)) == len(calls) <= 9
@@ -236,11 +235,8 @@ def test_sentences_are_kept_and_encoded_anew_with_other_texts(tiny, settings, tm
 
 def test_the_text_tower_has_a_key_of_its_weights(monkeypatch):
     key = text_key("mini")
-    clip = towers.load_clip("mini")
+    clip = load_clip("mini")
     monkeypatch.setattr(clip.model, "state_dict", lambda: {"visual.x": torch.ones(1), "text.x": torch.ones(1)})
-    text_key.cache_clear()
     other = text_key("mini")
     monkeypatch.setattr(clip.model, "state_dict", lambda: {"visual.x": torch.zeros(1), "text.x": torch.ones(1)})
-    text_key.cache_clear()
     assert text_key("mini") == other != key
-    text_key.cache_clear()
