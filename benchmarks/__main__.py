@@ -29,7 +29,8 @@ def machine(device):
 
 def processor():
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def main():
@@ -44,7 +45,9 @@ def main():
             rows.append(f"| {what} | {value:.3g} | {note} |" if value < 100 else f"| {what} | {value:.0f} | {note} |")
             print(rows[-1], flush=True)
     if args.names == NAMES:
-        text = ["# Benchmarks", "", f"Printed by `make bench`: {machine(args.device)}.", "Times that are compared were measured in turns, in one run.", ""]
+        printed = f"Printed by `make bench`: {machine(args.device)}."
+        turns = "Times that are compared were measured in turns, in one run."
+        text = ["# Benchmarks", "", printed, turns, ""]
         table = ["| measured | figure | of which |", "|---|---|---|", *rows]
         (Path(__file__).parent / "results.md").write_text("\n".join(text + table) + "\n")
 

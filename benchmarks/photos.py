@@ -18,17 +18,19 @@ SIZE, COUNT, WORKERS = 256, 10_000, os.cpu_count()
 
 
 def draw(folder, count):
-    """Photos of the size and detail of COCO's, 640 x 480 px and 100 to 150 kB: 64 of them, linked under `count` names."""
+    """Photos of the size and detail of COCO's, 640 x 480 px, 100 to 150 kB: 64 of them, linked under `count` names."""
     folder.mkdir()
     for i in range(min(64, count)):
         rng = np.random.default_rng(i)
         shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((640, 480), Image.BICUBIC)
         grain = rng.normal(0, 9, (480, 640, 1))
-        Image.fromarray((np.asarray(shapes) + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=90)
+        photo = Image.fromarray((np.asarray(shapes) + grain).clip(0, 255).astype(np.uint8))
+        photo.save(folder / f"{i}.jpg", quality=90)
     for i in range(64, count):
         os.link(folder / f"{i % 64}.jpg", folder / f"{i}.jpg")
     with open(folder.with_suffix(".csv"), "w", newline="") as file:
-        csv.writer(file).writerows([("image", "labels"), *((f"{i}.jpg", f"label {i % 7};label {i % 3}") for i in range(count))])
+        rows = [(f"{i}.jpg", f"label {i % 7};label {i % 3}") for i in range(count)]
+        csv.writer(file).writerows([("image", "labels"), *rows])
 
 
 def bare(path):
@@ -36,7 +38,8 @@ def bare(path):
     with Image.open(path) as image:
         scale = SIZE / min(image.size)
         file = io.BytesIO()
-        image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)), Image.BICUBIC).save(file, "JPEG", quality=90)
+        size = round(image.width * scale), round(image.height * scale)
+        image.convert("RGB").resize(size, Image.BICUBIC).save(file, "JPEG", quality=90)
     return len(file.getvalue())
 
 
@@ -46,8 +49,8 @@ def run_bare(folder):
 
 
 def run_prepare(folder, out):
-    arguments = ["--images", folder, "--labels", folder.with_suffix(".csv"), "--hold-out", "0.2", "--out", out, "--workers", str(WORKERS)]
-    command = [sys.executable, "-m", "data_prep.folder", *arguments]
+    arguments = ["--images", folder, "--labels", folder.with_suffix(".csv"), "--hold-out", "0.2", "--out", out]
+    command = [sys.executable, "-m", "data_prep.folder", *arguments, "--workers", str(WORKERS)]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
 
 
@@ -60,8 +63,12 @@ def figures(device="cpu"):
         root = Path(temporary)
         for name, count in (("few", COUNT // 5), ("many", COUNT)):
             draw(root / name, count)
-            yield f"preparing {count:,} photos: largest process (MB)", peak_memory(run_prepare, root / name, root / f"{name}-data"), "imports included"
-            yield f"load_data of {count:,} photos: peak memory (MB)", peak_memory(load, root / f"{name}-data"), "imports included"
+            prepared = root / f"{name}-data"
+            preparing, opening = peak_memory(run_prepare, root / name, prepared), peak_memory(load, prepared)
+            yield f"preparing {count:,} photos: largest process (MB)", preparing, "imports included"
+            yield f"load_data of {count:,} photos: peak memory (MB)", opening, "imports included"
         outs = (root / f"again{i}" for i in range(9))
-        t = side_by_side({"bare": lambda: run_bare(root / "many"), "ours": lambda: run_prepare(root / "many", next(outs))}, 1)
-        yield f"preparing photos, images/s: ours / bare loop of {WORKERS} processes", t["bare"] / t["ours"], f"{COUNT / t['ours']:.0f} images/s with start and end"
+        many = root / "many"
+        t = side_by_side({"bare": lambda: run_bare(many), "ours": lambda: run_prepare(many, next(outs))}, 1)
+        what, speed = f"ours / bare loop of {WORKERS} processes", f"{COUNT / t['ours']:.0f} images/s with start and end"
+        yield f"preparing photos, images/s: {what}", t["bare"] / t["ours"], speed

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run(folder, seconds):
     """(how it ended, seconds) of one run, in a process of its own; one that takes longer is killed with its kernel."""
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(ROOT / "notebooks" / "05_evaluate.ipynb"), str(Path(folder) / "out.ipynb")]
+    notebook, out = str(ROOT / "notebooks" / "05_evaluate.ipynb"), str(Path(folder) / "out.ipynb")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, out]
     began = time.time()
     with open(Path(folder) / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -33,7 +34,8 @@ def run(folder, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], **options)
     parser.add_argument("--times", type=int, default=50, help="how many runs")
     parser.add_argument("--seconds", type=float, default=300, help="after how long a run counts as stalled")
     args = parser.parse_args()
@@ -46,7 +48,8 @@ def main():
             print(f"run {number}: {outcome} in {seconds:.1f} s", flush=True)
             if outcome == "failed":
                 print((Path(folder) / "log.txt").read_text()[-2000:])
-    print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()), f"of {args.times} runs, median {statistics.median(taken):.1f} s, longest {max(taken):.1f} s")
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    print(f"{counts} of {args.times} runs, median {statistics.median(taken):.1f} s, longest {max(taken):.1f} s")
     sys.exit(outcomes["passed"] < args.times)
 
 

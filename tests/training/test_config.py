@@ -8,7 +8,7 @@ import pytest
 
 import clipdec
 from clipdec import Config
-from clipdec.training.config import PRESETS
+from clipdec.training.config import AS_AUTHOR, PRESETS, SWITCHES
 
 ROOT = Path(clipdec.__file__).resolve().parents[1]
 
@@ -33,6 +33,8 @@ ROOT = Path(clipdec.__file__).resolve().parents[1]
         ("lr", True, "a number"),
         ("alpha", False, "a number"),
         ("ema_decay", [0.9], "a number"),
+        ("as_author", 3, "a list of names"),
+        ("as_author", True, "a list of names"),
     ],
 )
 def test_wrong_types(name, value, wanted):
@@ -50,10 +52,13 @@ def test_a_text_for_a_number_names_papermills_option():
     [
         ("epochs", 0), ("epochs", -1), ("batch_size", 0), ("embed_dim", 0), ("embed_dim", 20), ("embed_dim", -8),
         ("alpha", -0.1), ("beta", -1), ("weight_decay", -1e-3), ("label_samples", -1), ("num_workers", -1), ("seed", -1),
-        ("lr", 0), ("lr", -1e-3), ("lr", float("nan")), ("alpha", float("nan")), ("ema_decay", 1), ("ema_decay", 1.5), ("ema_decay", -0.1),
-        ("accumulate", 0), ("processes", 0), ("clip_grad", -1), ("patience", -1), ("save_minutes", -0.1), ("dropout", 1), ("hold_out", 1), ("hold_out", -0.1),
+        ("lr", 0), ("lr", -1e-3), ("lr", float("nan")), ("alpha", float("nan")), ("ema_decay", 1), ("ema_decay", 1.5),
+        ("ema_decay", -0.1),
+        ("accumulate", 0), ("processes", 0), ("clip_grad", -1), ("patience", -1), ("save_minutes", -0.1),
+        ("dropout", 1), ("hold_out", 1), ("hold_out", -0.1),
         ("optimiser", "sgd"), ("checkpoint_tower", True), ("device", "cuda:99"),
         ("prompt", "a photo"), ("prompt", "{} and {}"), ("device", "gpu"), ("device", "cuda:x"),
+        ("as_author", "sum_los"), ("as_author", ["fixed_scale", "x"]),
     ],
 )  # fmt: skip
 def test_values_out_of_range(name, value):
@@ -102,17 +107,17 @@ def test_what_a_preset_sets_and_what_goes_before_it():
 def test_the_paper_preset_is_the_setting_of_the_authors_code():
     config = Config(preset="paper", device="cpu")
     expected = {
-        "image_tower": "timm:tresnet_m.miil_in21k", "train_image_tower": True, "text_tower": "open_clip:ViT-B-32/openai", "sentence_tower": "open_clip:RN50/openai",
-        "prompt": "a photo of {}", "embed_dim": 768, "dropout": 0.1, "alpha": 1.0, "beta": 1.0, "optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-2,
+        "image_tower": "timm:tresnet_m.miil_in21k", "train_image_tower": True, "text_tower": "open_clip:ViT-B-32/openai",
+        "sentence_tower": "open_clip:RN50/openai", "prompt": "a photo of {}", "embed_dim": 768, "dropout": 0.1,
+        "alpha": 1.0, "beta": 1.0, "optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-2,
         "epochs": 40, "batch_size": 56, "amp": True, "ema_decay": 0.9997, "augment": True, "label_samples": 0,
     }  # fmt: skip
     assert {k: v for k, v in config.as_dict().items() if k in expected} == expected
-    fixed = ("train_projections", "learn_scale", "mask_equal", "choose_on_val", "keep_best", "drop_unlabelled")
-    assert all(getattr(Config(preset=preset), name) is True for preset in PRESETS for name in fixed)
+    assert all(Config(preset=preset).as_author == [] for preset in PRESETS)
 
 
 def test_unknown_presets():
-    with pytest.raises(ValueError, match="preset must be one of mini, clip, paper, got 'large'"):
+    with pytest.raises(ValueError, match="preset must be mini, clip or paper, got 'large'"):
         Config(preset="large")
 
 
@@ -125,8 +130,8 @@ def test_from_parameters_takes_the_known_names():
     def helper():
         pass
 
-    config = Config.from_parameters({"epochs": 3, "lr": 1e-3, "__name__": "__main__", "_i1": "x", "In": ["a"], "Out": {}, "json": json, "helper": helper})
-    assert config == Config(epochs=3, lr=1e-3)
+    others = {"__name__": "__main__", "_i1": "x", "In": ["a"], "Out": {}, "json": json, "helper": helper}
+    assert Config.from_parameters({"epochs": 3, "lr": 1e-3} | others) == Config(epochs=3, lr=1e-3)
 
 
 @pytest.mark.parametrize("name, close", [("epoch", "epochs"), ("batchsize", "batch_size"), ("image_tover", "image_tower")])
@@ -146,7 +151,8 @@ def test_wrong_values_in_parameters():
 
 
 def test_load_gives_back_what_was_saved(tmp_path):
-    config = Config(data="x", out_dir="y", lr=3e-4, epochs=7, label_embeddings="e.npz", train_image_tower=True, prompt="{}")
+    some = {"label_embeddings": "e.npz", "train_image_tower": True, "prompt": "{}", "as_author": "sum_loss"}
+    config = Config(data="x", out_dir="y", lr=3e-4, epochs=7, **some)
     (tmp_path / "config.json").write_text(json.dumps(config.as_dict()))
     assert Config.load(tmp_path) == config and Config.load(str(tmp_path)) == config
 
@@ -168,3 +174,29 @@ def test_paths_start_at_the_repository(tmp_path, monkeypatch):
     assert config.path("label_embeddings") == tmp_path / "e.npz"
     assert config.path("image_weights") is None
     assert Config(out_dir="~/x").path("out_dir") == Path.home() / "x"
+
+
+# ---- points of the author's code --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["sum_loss, fixed_scale", "fixed_scale,sum_loss,", ["sum_loss", "fixed_scale"]])
+def test_points_are_named_between_commas_or_in_a_list(given):
+    assert Config(as_author=given).as_author == ["fixed_scale", "sum_loss"]
+    assert Config.from_parameters({"as_author": given}) == Config(as_author=given)
+
+
+def test_an_unknown_point_is_named_with_those_that_are_known():
+    with pytest.raises(ValueError, match="^as_author must be names of random_projections, .*, got .'no_such'"):
+        Config(as_author="no_such")
+
+
+def test_a_config_of_before_as_author_opens(tmp_path):
+    """Its first six points were switches, False as in the author's code."""
+    old = {k: v for k, v in Config().as_dict().items() if k != "as_author"} | dict.fromkeys(SWITCHES, True)
+    for points in ([], ["random_projections"], list(SWITCHES.values())):
+        settings = old | {switch: point not in points for switch, point in SWITCHES.items()}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert Config.load(tmp_path) == Config.from_parameters(settings) == Config(as_author=points)
+    assert set(SWITCHES.values()) <= AS_AUTHOR.keys()
+    with pytest.raises(ValueError, match="unknown parameter 'learn_scale'"):
+        Config.from_parameters({"learn_scale": "False"})
