@@ -1,7 +1,5 @@
-"""Scores that can be compared: an offset between seen and unseen labels, and probabilities that mean what they say.
-
-Everything here is fitted on labels and images that were neither trained on nor are tested.
-"""
+"""Scores that can be compared, by what was neither trained on nor is tested: an offset between seen and unseen labels,
+and probabilities that mean what they say."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,15 +12,11 @@ OFFSETS = torch.arange(-100, 101) / 20  # logits from -5 to 5
 
 def seen_offset(logits, targets, unseen, k=3):
     """What to take off the logits of seen labels before they are ranked with unseen ones (calibrated stacking: Chao et
-    al., ECCV 2016).
+    al., ECCV 2016). In one list seen labels crowd unseen ones out of an image's best k. The offset is the one with the
+    highest harmonic mean of R@k of the seen and R@k of the unseen labels; of several, the smallest.
 
-    In one list seen labels crowd unseen ones out of an image's best k. The offset is the one with the highest harmonic
-    mean of R@k of the seen and R@k of the unseen labels; of several, the smallest.
-
-    Args:
-        logits, targets: [M, L] of images that are not those of the test.
-        unseen: bool [L], the labels that play the unseen ones: held out of the training.
-
+    Args: logits, targets, [M, L] of images that are not those of the test; unseen, bool [L], the labels held out of the
+        training, which play the unseen ones.
     Returns: a number, 0 where no image carries one of either kind.
     """
     positives = targets[:, ~unseen].sum(), targets[:, unseen].sum()
@@ -43,10 +37,9 @@ def seen_offset(logits, targets, unseen, k=3):
 class Calibration:
     """What turns a model's logit into a probability, and a probability into a decision.
 
-    The probability is sigmoid(scale * logit + shift), 1 / scale being the temperature. Labels of at least the
-    probability `threshold` are predicted. One of each for all labels: the order of labels stays, and so do ZSL and GZSL
-    figures. It holds where a label is in a share `base_rate` of the images, as in those that it was fitted on; see
-    `at`.
+    The probability is sigmoid(scale * logit + shift); labels of at least the probability `threshold` are predicted. One
+    of each for all labels: the order of labels stays, and so do ZSL and GZSL figures. It holds where a label is in a
+    share `base_rate` of the images, as in those that it was fitted on; see `at`.
     """
 
     scale: float = 1.0
@@ -64,8 +57,7 @@ class Calibration:
         By Bayes' rule the log-odds move by as much as those of the base rate (Saerens et al., Neural Computation 2002).
         """
         if not 0 < base_rate < 1:
-            example = "as 0.05 for labels that are in one image of twenty"
-            raise ValueError(f"base_rate must be between 0 and 1, {example}, got {base_rate}")
+            raise ValueError(f"base_rate must be between 0 and 1, as 0.05 for one image of twenty, got {base_rate}")
         shift = self.shift + log_odds(base_rate) - log_odds(self.base_rate)
         return replace(self, shift=shift, base_rate=base_rate)
 
@@ -100,12 +92,10 @@ def best_threshold(probabilities, targets):
 
 
 def platt(logits, targets):
-    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability: the least cross-entropy, scale above
-    0.
+    """(scale, shift) with which sigmoid(scale * logit + shift) is a probability: the least cross-entropy.
 
     The targets are those of Platt (1999), a little inside of 0 and 1, so that labels that are told apart without an
-    error do not get endless logits. A positive scale keeps the order of labels, also of a model that is worse than
-    chance.
+    error do not get endless logits. The scale is above 0: it keeps the order of labels, also of a bad model.
 
     Args: logits, targets, of one shape, of images that were not trained on.
     """

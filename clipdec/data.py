@@ -22,8 +22,7 @@ PREPARE = {"emoji": "python -m data_prep.emoji_scenes"}  # how a data set known 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split: `split[i]` is (RGB PIL image, multi-hot labels [L]); `targets` are those of all, [M, L]
-    bool.
+    """Images of one split: `split[i]` is (RGB PIL image, multi-hot labels [L]); `targets` [M, L] are those of all.
 
     `rows` is the stored table, memory-mapped, and `index` [M] says which of its rows are the split's, in order.
     Raises ValueError that names the image if a file cannot be decoded.
@@ -69,10 +68,9 @@ class Data:
 
 
 def load_data(name_or_folder="emoji"):
-    """Open a prepared data set: `emoji`, or any folder that a script of data_prep wrote (a relative path is looked for
-    in the working directory, then in the repository).
+    """The Data of a prepared data set: `emoji`, or a folder that a script of data_prep wrote (a relative path starts in
+    the working directory, or else in the repository).
 
-    Returns: Data.
     Raises: FileNotFoundError if the folder is missing or not prepared, ValueError if its labels contradict each other.
     """
     known = PREPARE.get(str(name_or_folder))
@@ -112,13 +110,8 @@ def _split(table, name, count):
     return Split(name, images, targets, torch.arange(len(table)))
 
 
-# ---- seen labels that play the unseen ---------------------------------------------------------------------------
-
-
 def split_seen(labels, count, seed=0):
-    """Draw `count` of the seen labels, to be held out of a training: (indices of the others, indices of those),
-    sorted.
-    """
+    """Draw `count` of the seen labels to be held out of a training: (indices of the others, indices of those)."""
     seen = len(labels.seen)
     if not 0 <= count < seen:
         raise ValueError(f"count must be from 0 to {seen - 1}, got {count}")
@@ -130,28 +123,21 @@ def hold_out(data, count=81, seed=0):
     """Seen labels playing the unseen, to choose settings without a look at test: a Data whose `unseen` are `count` of
     the seen labels, whose train images carry none of them, and whose test split is val (as its val still is).
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    others, held = split_seen(data.labels, count, seed)
-    order = torch.cat([others, held])
-    names = [data.labels.seen[i] for i in order]
+    order = torch.cat(split_seen(data.labels, count, seed))
+    names, trained = [data.labels.seen[i] for i in order], len(order) - count
     train, val = (replace(split, targets=split.targets[:, order]) for split in (data.train, data.val))
-    clean = (~train.targets[:, -count:].any(1)).nonzero().flatten()
-    labels = LabelSpace(names[:-count], names[-count:])
+    clean = (~train.targets[:, trained:].any(1)).nonzero().flatten()
+    labels = LabelSpace(names[:trained], names[trained:])
     return replace(data, train=train.select(clean), val=val, test=val, labels=labels)
-
-
-# ---- images -----------------------------------------------------------------------------------------------------
 
 
 def open_image(image, name=None, largest=None):
     """An upright RGB image from a path, a file object, a PIL image, an array or a tensor.
 
     Args:
-        image: path of an image file, file object, PIL image, array [H, W] or [H, W, 3], or tensor [3, H, W], of uint8
-            or of floats in 0..1.
+        image: path, file object, PIL image, array [H, W] or [H, W, 3], or tensor [3, H, W], of uint8 or floats in 0..1.
         name: what an error calls it, by default its path.
-        largest: height and width in px to scale a larger image down to. Of a large JPEG only that much is decoded.
+        largest: height and width in px to scale a larger file down to. Of a large JPEG only that much is decoded.
 
     Raises: ValueError if it cannot be read.
     """
@@ -161,10 +147,8 @@ def open_image(image, name=None, largest=None):
             image = to_pil_image(image)
         opened = image if isinstance(image, Image.Image) else Image.open(image)
         if largest:
-            opened.draft("RGB", (largest, largest))
-        opened = ImageOps.exif_transpose(opened)  # photos say in EXIF which side is up
-        if largest:
             opened.thumbnail((largest, largest))
+        opened = ImageOps.exif_transpose(opened)  # photos say in EXIF which side is up
         if not opened.width * opened.height:
             raise ValueError("it has no pixels")
         return opened.convert("RGB")

@@ -1,11 +1,4 @@
-"""The heads: every label asks the image about itself, by cross-attention from its vector to the image's tokens.
-
-`MLDecoder` is that of Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", WACV 2023, in its
-zero-shot form (one query for each label, one shared output), as the CLIP-Decoder paper uses it. `MatchingDecoder` is
-the default here: its output for a label is made from the label's own vector.
-"""
-
-import re
+"""The heads: every label asks the image about itself, by cross-attention from its vector to the image's tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +6,9 @@ from torch import nn
 
 
 class MLDecoder(nn.Module):
-    """Tokens of images and vectors of labels to logits; labels are data, not weights.
+    """Tokens of images and vectors of labels to logits; labels are data, not weights. The head of Ridnik et al.,
+    "ML-Decoder: Scalable and Versatile Classification Head", WACV 2023, in its zero-shot form (a query for each label,
+    one shared output), as the CLIP-Decoder paper uses it.
 
     One decoder layer without self-attention among the queries:
         q = ReLU(queries W_q),  t = ReLU(tokens W_t)
@@ -38,9 +33,8 @@ class MLDecoder(nn.Module):
         self.token_proj = nn.Linear(in_features, embed_dim)
         self.query_proj = nn.Linear(query_features, embed_dim)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(embed_dim) for _ in range(3))
-        self.attention_q, self.attention_k, self.attention_v, self.attention_out = (
-            nn.Linear(embed_dim, embed_dim) for _ in range(4)
-        )
+        four = (nn.Linear(embed_dim, embed_dim) for _ in range(4))
+        self.attention_q, self.attention_k, self.attention_v, self.attention_out = four
         self.linear1, self.linear2 = nn.Linear(embed_dim, ff_dim), nn.Linear(ff_dim, embed_dim)
         self.output = nn.Linear(embed_dim, 1)
         self.dropout = nn.Dropout(dropout)
@@ -102,16 +96,21 @@ class MLDecoder(nn.Module):
         return self.output(x).squeeze(-1)
 
     def load_reference_state_dict(self, state_dict):
-        """Load zero-shot weights of the ML-Decoder reference code, of its head or of a whole model.
+        """Load weights of the ML-Decoder reference code, of its head or of a whole model.
 
         Raises ValueError if tensors are missing or of another size.
         """
-        own = from_reference(state_dict)
-        own["output.weight"] = own["output.weight"].reshape(1, -1)  # there [d, 1]
-        if "query_proj.weight" not in own:  # there left out where label vectors have the width of the layer
+        try:
+            self.load_state_dict(self.adapt(from_reference(state_dict)))
+        except RuntimeError as error:
+            raise ValueError(f"the weights do not fit this {type(self).__name__}: {error}") from error
+
+    def adapt(self, state):
+        """What `from_reference` gives for the zero-shot form, in the shapes that tensors have here."""
+        if "query_proj.weight" not in state:  # there left out where label vectors have the width of the layer
             width = self.query_proj.in_features
-            own |= {"query_proj.weight": torch.eye(width), "query_proj.bias": torch.zeros(width)}
-        load_fitting(self, own)
+            state |= {"query_proj.weight": torch.eye(width), "query_proj.bias": torch.zeros(width)}
+        return state | {"output.weight": state["output.weight"].reshape(1, -1)}  # there [d, 1]
 
 
 class MatchingDecoder(MLDecoder):
@@ -125,15 +124,11 @@ class MatchingDecoder(MLDecoder):
         u = normalise(queries - mean),  q = u W_q,  t = tokens W_t
         x as in MLDecoder;  logit = x (w + u W_u) + b
 
-    Notebook 03 explains it, notebook 06 measures it against MLDecoder.
-
-    Args: those of MLDecoder, and
+    Notebook 03 explains it, notebook 06 measures it against MLDecoder. Args: those of MLDecoder, and
         match: whether the output depends on the label; without it only the projections differ from MLDecoder.
     """
 
-    def __init__(
-        self, in_features, query_features, embed_dim=768, num_heads=8, ff_dim=2048, dropout=0.1, match=True
-    ):
+    def __init__(self, in_features, query_features, embed_dim=768, num_heads=8, ff_dim=2048, dropout=0.1, match=True):
         super().__init__(in_features, query_features, embed_dim, num_heads, ff_dim, dropout)
         self.register_buffer("query_mean", torch.zeros(query_features))
         self.label_output = nn.Linear(query_features, embed_dim, bias=False) if match else None
@@ -161,8 +156,6 @@ class MatchingDecoder(MLDecoder):
         return torch.linalg.vecdot(x, output) + self.output.bias  # [B, L]
 
 
-# ---- weights of the reference code ------------------------------------------------------------------------------
-
 # github.com/Alibaba-MIIL/ML_Decoder, src_files/ml_decoder/ml_decoder.py: its names, and ours
 REFERENCE = {
     "embed_standart": "token_proj", "wordvec_proj": "query_proj", "query_embed.weight": "query_embed",
@@ -176,8 +169,9 @@ def from_reference(state_dict):
     own = {}
     for name, value in state_dict.items():
         name = name.rpartition("head.")[2].removeprefix("module.").removeprefix("decoder.")
-        if kind := re.fullmatch(r"layers\.0\.multihead_attn\.in_proj_(weight|bias)", name):
-            own |= {f"attention_{part}.{kind[1]}": third for part, third in zip("qkv", value.chunk(3))}
+        if name.startswith("layers.0.multihead_attn.in_proj_"):
+            kind = name.rpartition("_")[2]
+            own |= {f"attention_{part}.{kind}": third for part, third in zip("qkv", value.chunk(3))}
         for theirs, ours in REFERENCE.items():
             if name.startswith(theirs):
                 own[ours + name.removeprefix(theirs)] = value
@@ -185,11 +179,3 @@ def from_reference(state_dict):
     if "output.weight" not in own:
         raise ValueError("these are not weights of the ML-Decoder reference code: they hold no duplicate_pooling")
     return own
-
-
-def load_fitting(module, state):
-    """load_state_dict whose ValueError names what does not fit."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"the weights do not fit this {type(module).__name__}: {error}") from error

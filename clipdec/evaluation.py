@@ -7,9 +7,7 @@ TASKS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 
 
 def full_report(scores, targets, labels, keep="all"):
-    """`zsl_report`, and as `zsl_without_twins` its ZSL figures for the unseen labels without a seen twin
-    (`leakage`).
-    """
+    """`zsl_report`, and as `zsl_without_twins` its ZSL figures for the unseen labels that have no seen twin."""
     twins = leakage(labels)
     alone = [i for i in labels.unseen_index.tolist() if labels.names[i] not in twins]
     space = LabelSpace([], [labels.names[i] for i in alone])

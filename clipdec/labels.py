@@ -1,6 +1,4 @@
-"""Label names: the seen and the unseen ones, the sentence that lists an image's labels, and what leaks between
-names.
-"""
+"""Label names: the seen and the unseen ones, the sentence that lists an image's, and what leaks between them."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -66,15 +64,9 @@ def join_names(names):
 
 
 def sentences(targets, names, prompt="a photo of {}"):
-    """The sentence of each image, which the alignment loss compares it with: "a photo of sky, car and road".
-
-    Args: targets, [M, L] of bool; names, those of its L labels.
-    """
+    """Each image's sentence, "a photo of sky, car and road": targets [M, L] are those of the labels `names` [L]."""
     listed = ([names[i] for i in row.nonzero().flatten()] for row in targets)
     return [prompt.replace("{}", join_names(each)) for each in listed]
-
-
-# ---- leakage ----------------------------------------------------------------------------------------------------
 
 
 def leakage(labels):

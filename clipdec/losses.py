@@ -16,8 +16,6 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, weight
         gamma_neg, gamma_pos: focusing exponents.
         clip: probability below which a negative costs nothing.
         weights: [L], what the cost of each label is multiplied with, such as the labels that a sampled one stands for.
-
-    Returns: scalar.
     """
     logits, targets = logits.float(), targets.to(torch.float32)
     p = logits.sigmoid()
@@ -61,9 +59,7 @@ class CombinedLoss(nn.Module):
         self.alpha, self.beta, self.mask_equal = alpha, beta, mask_equal
 
     def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None, weights=None):
-        """As the two losses; `label_sets` are the targets of `alignment_loss`, by default `targets`; `weights` those of
-        L_c.
-        """
+        """As the two losses; `label_sets` are the targets of L_clip, by default `targets`; `weights` those of L_c."""
         zero = logits.new_zeros(())
         l_c = asymmetric_loss(logits, targets, weights=weights) if self.beta else zero
         label_sets = (targets if label_sets is None else label_sets) if self.mask_equal else None

@@ -54,9 +54,7 @@ def precision_recall_f1(scores, targets, k):
 def set_figures(predicted, targets):
     """(P, R, F1) in 0..1 of labels that are predicted by a threshold, counted over all images and labels (micro).
 
-    Args: predicted, targets: bool [M, L]. P is nan where nothing is predicted, R where nothing is true, F1 where
-    neither.
-    """
+    Args: predicted, targets, bool [M, L]. nan: P where nothing is predicted, R where nothing is true, F1 where both."""
     hits, guesses, positives = (x.sum().item() for x in (predicted & targets, predicted, targets))
     f1 = 2 * hits / (guesses + positives) if guesses + positives else NAN
     return hits / guesses if guesses else NAN, hits / positives if positives else NAN, f1
@@ -66,8 +64,7 @@ def zsl_report(scores, targets, labels, keep="all"):
     """Zero-shot evaluation: ZSL ranks the unseen labels, GZSL seen and unseen in one list, `seen` the seen labels only.
 
     Args:
-        scores, targets: [M, L] over all labels, seen first.
-        labels: the LabelSpace.
+        scores, targets: [M, L] over the labels of the LabelSpace `labels`, seen first.
         keep: "all" test images (as LESA, BiAM and MKT), or only the "relevant" ones, which carry a ranked label
             (as ML-Decoder; raises P@K).
 
@@ -79,13 +76,12 @@ def zsl_report(scores, targets, labels, keep="all"):
     scores, targets = check(scores, targets)
     if scores.shape[1] != len(labels.names):
         raise ValueError(f"scores have {scores.shape[1]} columns, the label space {len(labels.names)} labels")
-    parts = {"zsl": labels.unseen_index, "gzsl": torch.arange(len(labels.names)), "seen": labels.seen_index}
-    report, kept = {}, {}
-    for part, index in parts.items():
+    seen, report, kept = len(labels.seen), {}, {}
+    for part, index in (("zsl", slice(seen, None)), ("gzsl", slice(None)), ("seen", slice(seen))):
         s, t = scores[:, index], targets[:, index]
         rows = t.any(1) if keep == "relevant" else torch.ones(len(t), dtype=torch.bool)
         kept[part] = int(rows.sum())
-        report[part] = _figures(s[rows], t[rows]) if len(index) and kept[part] else {}
+        report[part] = _figures(s[rows], t[rows]) if t.shape[1] and kept[part] else {}
     without = int((~targets.any(0)).sum())
     protocol = {"keep": keep, "test_images": len(targets), "images_kept": kept, "labels_without_positives": without}
     return report | {"protocol": protocol}

@@ -9,10 +9,8 @@ from torch import nn
 
 from clipdec.decoder import MatchingDecoder, MLDecoder
 
-HEADS = {
-    "ml_decoder": MLDecoder, "linear": partial(MatchingDecoder, match=False),
-    "matching": MatchingDecoder, "residual": MatchingDecoder,
-}  # fmt: skip
+HEADS = {"ml_decoder": MLDecoder, "matching": MatchingDecoder, "residual": MatchingDecoder}
+HEADS["linear"] = partial(MatchingDecoder, match=False)
 
 
 class CLIPDecoder(nn.Module):
@@ -25,8 +23,8 @@ class CLIPDecoder(nn.Module):
         embed_dim: width of the decoder; its feed-forward width is 8/3 of it (768 -> 2048, the paper's).
         train_tower: whether the tower's weights are trained. A frozen tower is no part of a checkpoint.
         dropout: dropout rate of the decoder.
-        head: "ml_decoder", the paper's; "linear", with the projections of MatchingDecoder; "matching", with its outputs
-            by label too; "residual", which is that and may have CLIP's own answer added, see `score`.
+        head: "ml_decoder", the paper's; "linear", with MatchingDecoder's projections; "matching", with its outputs by
+            label too; "residual", which is that and may have CLIP's own answer added, see `score`.
     """
 
     ALIGNED = 512  # width of the common space of images and sentences
@@ -49,13 +47,6 @@ class CLIPDecoder(nn.Module):
         if not train_tower:
             self.register_state_dict_post_hook(_leave_out_tower)
             self.register_load_state_dict_post_hook(_miss_no_tower)
-
-    def train(self, mode=True):
-        """As nn.Module's; a frozen tower stays in evaluation mode."""
-        super().train(mode)
-        if not self.train_tower:
-            self.tower.eval()
-        return self
 
     @property
     def logit_scale(self):

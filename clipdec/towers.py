@@ -47,9 +47,6 @@ def load_clip(name):
     return SimpleNamespace(model=model.eval(), preprocess=preprocess, tokenizer=tokenizer)
 
 
-# ---- texts ------------------------------------------------------------------------------------------------------
-
-
 def label_vectors(names, text_tower="mini", prompt="a photo of {}", label_embeddings=None):
     """The vectors that labels are asked with, [L, D]: those of a text tower, or of the file `label_embeddings`."""
     if label_embeddings:
@@ -109,23 +106,18 @@ def load_label_embeddings(path, names):
     return F.normalize(torch.from_numpy(vectors[[row[n] for n in names]]).float(), dim=-1)
 
 
-# ---- images -----------------------------------------------------------------------------------------------------
-
-
 class ImageTower(nn.Module):
     """Images to patch tokens and one global vector.
 
     forward: pixels [B, 3, H, W] -> (tokens [B, N, C], global vectors [B, D]).
-    `preprocess` turns a PIL image into pixels; `num_features` is C; `grid` is (rows, columns) with N = rows * columns.
-    Of a CLIP the global vector is the one that text vectors are compared with; of a timm model, its pooled features.
-    Input size, mean and standard deviation are the tower's own; an image is scaled to that size whole, not cropped.
+    `preprocess` turns a PIL image into pixels, whole, in the tower's own size, mean and standard deviation;
+    `num_features` is C; `grid` is (rows, columns) with N = rows * columns. Of a CLIP the global vector is the one that
+    text vectors are compared with; of a timm model, its pooled features.
 
     Args:
         name: see the module's docstring.
-        weights: for timm, a local checkpoint (.safetensors, or .pth holding tensors only); without it timm's own
-            pretrained weights, which it downloads.
-        by_order: take the checkpoint's tensors in their order instead of by name, for a file of the same network
-            whose names differ; every shape must agree.
+        weights: for timm, a local checkpoint (.safetensors, or .pth of tensors only), in place of a download.
+        by_order: take the checkpoint's tensors by their order, for a file of the same network with other names.
 
     Raises ValueError if the tower is unknown, the weights do not fit, or the network has no spatial features.
     """
@@ -152,13 +144,17 @@ class ImageTower(nn.Module):
             raise ValueError(f"{name} gives no map of spatial features ({error}): choose another tower") from error
         self.embed_dim = vectors.shape[-1]
 
+    def train(self, mode=True):
+        """As nn.Module's, but a frozen tower stays in evaluation mode."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
     def __deepcopy__(self, memo):
         """A frozen tower is shared by the copies of a model (averages of weights are such copies)."""
-        if any(p.requires_grad for p in self.parameters()):
-            copied = self.__class__.__new__(self.__class__)
-            copied.__dict__ = deepcopy(self.__dict__, memo)
-            return copied
-        return self
+        if not any(p.requires_grad for p in self.parameters()):
+            return self
+        copied = self.__class__.__new__(self.__class__)
+        copied.__dict__ = deepcopy(self.__dict__, memo)
+        return copied
 
     def forward(self, pixels):
         maps, vectors = self._maps(pixels.contiguous(memory_format=torch.channels_last))
@@ -172,14 +168,6 @@ class ImageTower(nn.Module):
         plain = getattr(self.trunk, "attn_pool", None) is None  # CoCa's norm comes after its pooling
         out = self.trunk.forward_intermediates(pixels, indices=1, normalize_intermediates=plain)
         return out["image_intermediates"][-1], out["image_features"]
-
-    def checkpoint(self):
-        """Recompute activations in the backward pass instead of keeping them. Raises ValueError if it cannot."""
-        try:
-            self.trunk.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError) as error:  # timm's networks that cannot raise the first
-            remedy = "set checkpoint_tower False"
-            raise ValueError(f"{self.name} cannot recompute activations ({error}): {remedy}") from error
 
 
 def _as_map(last, like):

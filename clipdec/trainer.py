@@ -37,9 +37,8 @@ class Trainer:
             {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimiser = OPTIMISERS[optimiser](groups, lr=lr)
-        # pct_start of exactly 0.2 divides by 0 in a run of 5 steps
-        schedule = {"total_steps": steps, "pct_start": 0.2 + 1e-9}
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, lr, **schedule)
+        warm_up = 0.2 + 1e-9  # exactly 0.2 divides by 0 in a run of 5 steps
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, lr, total_steps=steps, pct_start=warm_up)
         self.average = AveragedModel(model, multi_avg_fn=_moving_average(ema_decay))
 
     def step(self, images, queries, sentences, targets):
@@ -52,12 +51,13 @@ class Trainer:
             targets: bool [B, L].
 
         Returns: {loss, l_c, l_clip, grad_norm, logit_scale, lr}, numbers.
-        Raises: FloatingPointError if the loss or the gradient is not finite. The weights are still those before the
-        step.
+        Raises: FloatingPointError if the loss or the gradient is not finite. The weights are then those of before.
         """
         lr = self.schedule.get_last_lr()[0]
         figures = self.gradients(images, queries, sentences, targets)
-        self.update(figures)
+        self.check(figures)
+        self.optimiser.step()
+        self.advance()
         return figures | {"logit_scale": self.model.logit_scale.item(), "lr": lr}
 
     def gradients(self, images, queries, sentences, targets):
@@ -71,12 +71,6 @@ class Trainer:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.clip_grad or math.inf)
         return {"loss": loss.item(), "l_c": l_c.item(), "l_clip": l_clip.item(), "grad_norm": norm.item()}
-
-    def update(self, figures):
-        """New weights, learning rate and average, unless a figure of the step is not finite."""
-        self.check(figures)
-        self.optimiser.step()
-        self.advance()
 
     def check(self, figures):
         if not all(map(math.isfinite, figures.values())):
@@ -104,9 +98,7 @@ def sample_labels(targets, count, weighted=False):
 
 
 def _moving_average(decay):
-    """An exponential moving average for AveragedModel; its decay rises to `decay`, so that a short run forgets its
-    start.
-    """
+    """An exponential moving average for AveragedModel; its decay rises to `decay`: a short run forgets its start."""
 
     def update(averaged, current, count):
         own = [pair for pair in zip(averaged, current) if pair[0].data_ptr() != pair[1].data_ptr()]  # no shared tower

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from clipdec.decoder import MLDecoder, from_reference, load_fitting
+from clipdec.decoder import MLDecoder
 
 
 class GroupMLDecoder(MLDecoder):
@@ -45,11 +45,7 @@ class GroupMLDecoder(MLDecoder):
         groups = torch.einsum("bkd,kdg->bkg", x, self.group_weight)  # [B, K, G]
         return groups.flatten(1)[:, : len(self.group_bias)] + self.group_bias
 
-    def load_reference_state_dict(self, state_dict):
-        """Load closed-set weights of the ML-Decoder reference code or of timm's MLDecoder, of a head or a whole model.
-
-        Raises ValueError if tensors are missing or of another size.
-        """
+    def adapt(self, state):
+        """Closed-set weights of the reference code, or of timm's MLDecoder, under the names used here."""
         renamed = {"output.weight": "group_weight", "output.bias": "group_bias"}
-        own = from_reference(state_dict)
-        load_fitting(self, {renamed.get(name, name): value for name, value in own.items()})
+        return {renamed.get(name, name): value for name, value in state.items()}
