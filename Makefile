@@ -28,7 +28,7 @@ results: $(VENV)/.installed-test data
 	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --ablations --epochs 2 --seeds 1 --out results/emoji
 	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --out results/emoji
 	$(BIN)/papermill notebooks/06_ablations.ipynb results/06_ablations.ipynb
-	$(BIN)/python -m pytest -q tests/test_results.py
+	$(BIN)/python -m pytest -q tests/comparison/test_results.py
 
 data: $(VENV)/.installed
 	$(BIN)/python -m data_prep.emoji_scenes --out data/emoji

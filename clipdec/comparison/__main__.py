@@ -1,5 +1,60 @@
-import sys
+"""The methods side by side on one data set. No figure depends on test labels: epochs and offsets are chosen on val.
 
-from clipdec.comparison.systems import main
+    python -m clipdec.comparison --word-vectors data/emoji/word_vectors.npz                      # in `make results`
+    python -m clipdec.comparison --config run.json --word-vectors glove.npz --out results/coco   # your data and towers
+"""
 
-sys.exit(main())
+import argparse
+import json
+from pathlib import Path
+
+from clipdec.comparison.ablations import ablate
+from clipdec.comparison.report import write_report
+from clipdec.comparison.systems import SYSTEMS, compare
+
+RUNS = Path("runs/comparison")  # from the repository's root
+
+
+def main(arguments=None):
+    args = _arguments(arguments)
+    base = json.loads(Path(args.config).read_text(encoding="utf8")) if args.config else {}
+    base |= {name: value for name, value in (("data", args.data), ("epochs", args.epochs)) if value is not None}
+    out, asked = Path(args.out), (base, args.word_vectors, args.seeds)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if args.ablations:
+        _write(f"{out}_ablations.json", ablate(*asked, RUNS / f"{out.name}_ablations", args.jobs, args.resume))
+    else:
+        rows, summary = compare(*asked, RUNS / out.name, args.systems, args.jobs, args.resume)
+        _write(f"{out}.json", rows)
+        _write(f"{out}_summary.json", summary)
+        write_report(out)
+
+
+def _arguments(arguments):
+    parser = argparse.ArgumentParser(
+        "python -m clipdec.comparison", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", help="JSON file: a preset and any parameters of notebook 04, which all systems share; data, too")
+    add("--data", help="prepared data set, in place of the config's")
+    add("--word-vectors", help=".npz for ml_decoder and conse, by data_prep.word_vectors or data_prep.embeddings")
+    add("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, metavar="NAME", help=f"of {', '.join(SYSTEMS)}")
+    add("--seeds", type=int, default=5, help="seeds 0, 1, ... (default 5)")
+    add("--epochs", type=int, help="in place of the config's")
+    add("--ablations", action="store_true", help="run the ablations instead of the systems; writes OUT_ablations.json")
+    add("--out", default="results/emoji", help="writes OUT.json, OUT_summary.json and OUT.md (default results/emoji)")
+    add("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
+    add("--resume", action="store_true", help="keep the runs that are there, in runs/comparison")
+    args = parser.parse_args(arguments)
+    if not args.word_vectors and (args.ablations or {"ml_decoder", "conse"} & set(args.systems)):
+        parser.error("ml_decoder, conse and the ablations need --word-vectors, as data_prep.word_vectors makes them")
+    return args
+
+
+def _write(path, content):
+    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

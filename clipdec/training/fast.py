@@ -25,7 +25,7 @@ class Faster:
         return torch.cat(logits, 1), torch.cat(maps, 1) if need_attention else None
 
     def attend(self, x, k, v):
-        """Each head's values go through its part of attention_out before they are mixed: fewer products for few tokens."""
+        """Each head's values go through their part of attention_out before they are mixed: less work for few tokens."""
         width = self.attention_out.in_features
         if self.num_heads * k.shape[2] >= k.shape[2] + width:
             return super().attend(x, k, v)
@@ -37,7 +37,7 @@ class Faster:
 
 
 class FasterDropout(nn.Dropout):
-    """nn.Dropout with masks drawn faster on the CPU: four entries from every 64 random bits, p being exact to 1/65536."""
+    """nn.Dropout with masks drawn faster on the CPU: four entries from every 64 random bits, p exact to 1/65536."""
 
     def forward(self, x):
         if not (self.training and self.p) or x.device.type != "cpu" or torch.compiler.is_compiling():

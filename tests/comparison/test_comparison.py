@@ -1,9 +1,10 @@
 """The table of methods: real short runs, figures recomputed by scikit-learn, and no say for the test labels."""
 
 import json
-import shlex
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,31 +12,49 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 from clipdec import Config, fit, load_data
-from clipdec.comparison import systems as comparison
-from clipdec.comparison.systems import ABLATIONS, SYSTEMS, TRAINED, bootstrap_weights, command, difference, main, notebook_command, system_config
-from clipdec.metrics import average_precision, resampled_map
+from clipdec.comparison import __main__ as command_line
+from clipdec.comparison import ablations, systems
 from clipdec.comparison.report import mean_sd
+from clipdec.comparison.statistics import bootstrap_weights, difference
+from clipdec.comparison.systems import SYSTEMS, TRAINED, WORDS
+from clipdec.metrics import average_precision, resampled_map
 from data_prep import emoji_scenes
 
 SHORT = {"embed_dim": 16, "epochs": 1, "label_samples": 16, "device": "cpu", "hold_out": 0.1}
+main, TASKS = command_line.main, ("zsl", "gzsl")
 
 
 @pytest.fixture(scope="module")
-def table(tiny, tmp_path_factory):
-    """(folder, arguments) of a comparison that was run: the files of its results, and its runs in runs/."""
-    folder = tmp_path_factory.mktemp("results")
-    names = tiny.labels.names
-    np.savez(folder / "words.npz", names=np.array(names), vectors=np.random.default_rng(0).normal(size=(len(names), 12)))
-    (folder / "run.json").write_text(json.dumps(SHORT | {"data": str(tiny.folder)}))
-    arguments = ["--config", str(folder / "run.json"), "--word-vectors", str(folder / "words.npz"), "--seeds", "2", "--out", str(folder / "tiny")]
+def small(tiny, tmp_path_factory):
+    """The images of `tiny` with few labels, which is faster: each stands for 25 seen or 5 unseen ones."""
+    folder, few = tmp_path_factory.mktemp("small"), lambda i: i // 25 if i < 925 else 37 + (i - 925) // 5
+    row = lambda labels: {"labels": sorted({few(i) for i in labels})}
+    datasets.load_from_disk(tiny.folder).map(row, input_columns="labels").save_to_disk(folder)
+    (folder / "labels.json").write_text(json.dumps({"seen": tiny.labels.seen[::25], "unseen": tiny.labels.unseen[::5]}))
+    return load_data(folder)
+
+
+@pytest.fixture(scope="module")
+def table(small, tmp_path_factory):
+    """(folder, arguments, rows) of a comparison that was run; its runs are in runs/small, where more may be added."""
+    folder, names = tmp_path_factory.mktemp("results"), small.labels.names
+    np.savez(folder / "words.npz", names=names, vectors=np.random.default_rng(0).normal(size=(len(names), 12)))
+    (folder / "run.json").write_text(json.dumps(SHORT | {"data": str(small.folder)}))
+    arguments = ["--config", f"{folder}/run.json", "--word-vectors", f"{folder}/words.npz", "--seeds", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "RUNS", folder / "runs")
-        main([*arguments, "--jobs", "2"])
-    return folder, arguments
+        patch.setattr(command_line, "RUNS", folder / "runs")
+        main([*arguments, "--out", f"{folder}/small", "--jobs", "2"])
+        yield folder, arguments, json.loads((folder / "small.json").read_text())
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    """Only `table` is made by other processes: to start one takes longer than the runs of the other tests."""
+    monkeypatch.setattr(systems, "ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
 
 
 def test_every_system_has_a_row_for_every_seed(table):
-    rows = json.loads((table[0] / "tiny.json").read_text())
+    _, _, rows = table
     assert [(r["system"], r["seed"]) for r in rows] == [(name, seed) for name in SYSTEMS for seed in range(2)]
     for row in rows:
         assert {"map", "p@3", "r@3", "f1@3", "p@5", "r@5", "f1@5"} == set(row["zsl"]) == set(row["gzsl"])
@@ -45,107 +64,97 @@ def test_every_system_has_a_row_for_every_seed(table):
     assert all(len(set(first[name])) == 2 for name in (*TRAINED, "conse"))
 
 
-def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, tiny):
-    targets, unseen = tiny.test.targets.numpy(), len(tiny.labels.seen)
-    for row in json.loads((table[0] / "tiny.json").read_text()):
-        scores = np.load(table[0] / "runs" / "tiny" / f"{row['system']}-{row['seed']}" / "scores.npy")
+def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, small):
+    targets, unseen = small.test.targets.numpy(), len(small.labels.seen)
+    for row in table[2]:
+        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npy")
         for task, part in (("zsl", slice(unseen, None)), ("gzsl", slice(None))):
             s, t = scores[:, part], targets[:, part]
             aps = [average_precision_score(t[:, i], s[:, i]) for i in range(t.shape[1]) if t[:, i].any()]
-            assert row[task]["map"] == pytest.approx(100 * np.mean(aps), abs=1e-6)
             top = np.zeros_like(t)
             np.put_along_axis(top, np.argsort(-s, axis=1, kind="stable")[:, :3], True, axis=1)
-            assert row[task]["p@3"] == pytest.approx(100 * (top & t).sum() / top.sum(), abs=1e-6)
-            assert row[task]["r@3"] == pytest.approx(100 * (top & t).sum() / t.sum(), abs=1e-6)
+            expected = np.mean(aps), (top & t).sum() / top.sum(), (top & t).sum() / t.sum()
+            assert [row[task][f] / 100 for f in ("map", "p@3", "r@3")] == pytest.approx(expected, abs=1e-8)
 
 
 def test_a_trained_row_is_that_of_its_run(table):
-    for row in json.loads((table[0] / "tiny.json").read_text()):
-        if row["system"] in TRAINED:
-            metrics = json.loads((table[0] / "runs" / "tiny" / f"{row['system']}-{row['seed']}" / "metrics.json").read_text())
-            for part in ("zsl", "gzsl", "seen"):
-                assert row[part] == pytest.approx(metrics[part], abs=1e-4)
+    for row in [row for row in table[2] if row["system"] in TRAINED]:
+        metrics = json.loads((table[0] / f"runs/small/{row['system']}-{row['seed']}/metrics.json").read_text())
+        assert all(row[part] == pytest.approx(metrics[part], abs=1e-4) for part in (*TASKS, "seen"))
 
 
-def test_resume_takes_what_is_there(table, monkeypatch, capsys):
-    monkeypatch.setattr(comparison, "RUNS", table[0] / "runs")
-    before = (table[0] / "tiny.json").read_text()
-    stamps = {p: p.stat().st_mtime_ns for p in (table[0] / "runs").rglob("scores.npy")}
-    main([*table[1], "--resume"])
-    assert (table[0] / "tiny.json").read_text() == before and len(stamps) == 2 * len(SYSTEMS)
-    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+def test_resume_takes_what_is_there(table, no_processes):
+    folder, arguments, rows = table
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "runs/small").rglob("scores.npy")}
+    main([*arguments, "--out", f"{folder}/small", "--resume"])
+    assert json.loads((folder / "small.json").read_text()) == rows and len(stamps) == 2 * len(SYSTEMS)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
 def test_the_report_quotes_the_rows(table):
-    rows, text = json.loads((table[0] / "tiny.json").read_text()), (table[0] / "tiny.md").read_text()
+    text = (table[0] / "small.md").read_text()
     for name in SYSTEMS:
-        each = [r for r in rows if r["system"] == name]
-        assert text.count("| " + " | ".join(mean_sd([r["zsl"][f] for r in each]) for f in ("map", "p@3", "r@3"))) >= 1
+        each = [row for row in table[2] if row["system"] == name]
+        assert "| " + " | ".join(mean_sd([r["zsl"][f] for r in each]) for f in ("map", "p@3", "r@3")) in text
         assert each[0]["command"] in text
 
 
-def test_differences_are_paired(tiny):
-    weights = bootstrap_weights(len(tiny.test), draws=50)
-    assert weights.sum(1).eq(len(tiny.test)).all() and weights.unique().numel() > 3
-    targets = tiny.test.targets
-    scores = {(name, seed): torch.randn(targets.shape) + bonus * targets for seed in range(3) for name, bonus in (("best", 1.0), ("conse", 0.0))}
-    report = lambda s: {"map": 100 * average_precision(s, targets).nanmean().item()}
-    figures = {key: {task: report(s) for task in ("zsl", "gzsl")} for key, s in scores.items()}
-    maps = {key: dict.fromkeys(("zsl", "gzsl"), 100 * resampled_map(s, targets, weights)) for key, s in scores.items()}
-    found = difference("best", "conse", figures, maps, range(3))["zsl"]
-    each = [figures["best", seed]["zsl"]["map"] - figures["conse", seed]["zsl"]["map"] for seed in range(3)]
+def test_differences_are_paired(small):
+    targets, weights = small.test.targets, bootstrap_weights(len(small.test), draws=50)
+    assert weights.sum(1).eq(len(targets)).all() and weights.unique().numel() > 3
+    def result(bonus):
+        scores = torch.randn(targets.shape) + bonus * targets
+        figures = {"map": 100 * average_precision(scores, targets).nanmean().item()}
+        return [dict.fromkeys(TASKS, found) for found in (figures, 100 * resampled_map(scores, targets, weights))]
+    better, worse = ([result(bonus) for _ in range(3)] for bonus in (1, 0))  # three seeds of each
+    found = difference(better, worse)["zsl"]
+    each = [a["zsl"]["map"] - b["zsl"]["map"] for (a, _), (b, _) in zip(better, worse)]
     assert (found["mean"], found["min"], found["max"]) == pytest.approx((np.mean(each), min(each), max(each)))
-    draws = np.mean([(maps["best", s]["zsl"] - maps["conse", s]["zsl"]).numpy() for s in range(3)], axis=0)
-    assert found["interval"] == pytest.approx((np.quantile(draws, [0.025, 0.975]) - draws.mean() + np.mean(each)).tolist())
+    draws = np.mean([(a["zsl"] - b["zsl"]).numpy() for (_, a), (_, b) in zip(better, worse)], axis=0)
+    assert found["interval"] == pytest.approx([*np.quantile(draws, [0.025, 0.975]) - draws.mean() + np.mean(each)])
     assert 0 < found["interval"][0] < found["mean"] < found["interval"][1]
-    same = difference("best", "best", figures, maps, range(3))["gzsl"]
-    assert same["mean"] == 0 and same["interval"] == [0, 0]
+    assert difference(better, better)["gzsl"] == {"mean": 0, "min": 0, "max": 0, "interval": [0, 0]}
 
 
-def test_test_labels_change_no_weight_and_no_threshold(tiny, settings, tmp_path):
+def test_test_labels_change_no_weight_and_no_threshold(small, tmp_path):
     """Nor in the author's setting, which logs mAP on test: it keeps the last epoch, whatever that says."""
-    order = torch.randperm(len(tiny.test), generator=torch.Generator().manual_seed(1))
-    other = replace(tiny, test=replace(tiny.test, targets=tiny.test.targets[order]))
+    order = torch.randperm(len(small.test), generator=torch.Generator().manual_seed(1))
+    other = replace(small, test=replace(small.test, targets=small.test.targets[order]))
     for name in ("best", "clip_decoder_author"):
-        changes = {k: v for k, v in TRAINED[name].items() if v != "WORDS"}
         found = []
-        for data, folder in ((tiny, "a"), (other, "b")):
-            metrics = fit(data, settings(tmp_path / name / folder, **{"epochs": 2, "hold_out": 0.1} | changes))
-            found.append((metrics, load_file(tmp_path / name / folder / "checkpoint.safetensors")))
+        for data, folder in ((small, tmp_path / name / "a"), (other, tmp_path / name / "b")):
+            config = Config(**SHORT | {"epochs": 2, "batch_size": 32, "out_dir": str(folder)} | TRAINED[name])
+            found.append((fit(data, config), load_file(folder / "checkpoint.safetensors")))
         (a, weights), (b, others) = found
         assert weights.keys() == others.keys() and all(torch.equal(weights[k], others[k]) for k in weights)
         assert all(a.get(k) == b.get(k) for k in ("seen_offset", "clip_weight", "best_epoch"))
         assert a["zsl"]["map"] != b["zsl"]["map"]  # the test labels did change
 
 
-def test_ablations_change_what_they_say(tiny, tmp_path, monkeypatch, table):
-    monkeypatch.setattr(comparison, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(comparison, "ABLATIONS", {"head": {"residual": {}, "ml_decoder": {"head": "ml_decoder"}}, "words": {"CLIP": {}, "words": {"label_embeddings": "WORDS"}}})
-    main([*table[1][:4], "--ablations", "--seeds", "1", "--out", str(tmp_path / "tiny")])
-    found = json.loads((tmp_path / "tiny_ablations.json").read_text())
-    rows = found["rows"]
-    assert [(d["group"], d["setting"]) for d in found["differences"]] == [("head", "ml_decoder"), ("words", "words")]
-    assert found["differences"][0]["zsl"]["mean"] == pytest.approx(rows[1]["zsl"]["map"] - rows[0]["zsl"]["map"])
-    assert [(r["group"], r["setting"]) for r in rows] == [("head", "residual"), ("head", "ml_decoder"), ("words", "CLIP"), ("words", "words")]
-    assert rows[0]["zsl"] == rows[2]["zsl"] != rows[1]["zsl"] and len(list((tmp_path / "runs").rglob("scores.npy"))) == 3
-    saved = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "runs").rglob("config.json")}
-    assert sorted(c["head"] for c in saved.values()) == ["ml_decoder", "residual", "residual"]
-    assert [c["label_embeddings"] for c in saved.values() if c["label_embeddings"]] == [table[1][3]]
+def test_ablations_change_what_they_say(table, tmp_path, monkeypatch, no_processes):
+    settings = {"head": {"residual": {}, "ml_decoder": {"head": "ml_decoder"}}, "words": {"CLIP": {}, "words": WORDS}}
+    monkeypatch.setattr(ablations, "ABLATIONS", settings)
+    main([*table[1], "--ablations", "--seeds", "1", "--out", f"{tmp_path}/small"])
+    rows, differences = json.loads((tmp_path / "small_ablations.json").read_text()).values()
+    assert [(d["group"], d["setting"]) for d in differences] == [("head", "ml_decoder"), ("words", "words")]
+    assert differences[0]["zsl"]["mean"] == pytest.approx(rows[1]["zsl"]["map"] - rows[0]["zsl"]["map"])
+    assert [(r["group"], r["setting"]) for r in rows] == [(group, s) for group in settings for s in settings[group]]
+    runs = table[0] / "runs/small_ablations"
+    assert rows[0]["zsl"] == rows[2]["zsl"] != rows[1]["zsl"] and len([*runs.rglob("scores.npy")]) == 3
+    saved = [json.loads(path.read_text()) for path in runs.rglob("config.json")]
+    found = sorted((config["head"], config["label_embeddings"] or "") for config in saved)
+    assert found == [("ml_decoder", ""), ("residual", ""), ("residual", f"{table[0]}/words.npz")]
 
 
 def test_settings_are_those_of_config():
     words = "words.npz"
-    for name in SYSTEMS:
-        system_config(name, {}, words, 0, "runs/x")
-    for settings in ABLATIONS.values():
-        for changes in settings.values():
-            assert Config(**{k: words if v == "WORDS" else v for k, v in changes.items()})
-    assert shlex.split(command("conse", {"data": "my data"}, words, 1))[3:] == [
-        "--systems", "conse", "--seeds", "2", "--data", "my data", "--word-vectors", words, "--out", "runs/again",
-    ]  # fmt: skip
-    parsed = shlex.split(notebook_command({"prompt": "a {}", "alpha": 0.0}, 3))
-    assert parsed[:3] == ["papermill", "notebooks/04_train.ipynb", "out.ipynb"]
-    assert parsed[3:9] == ["-p", "prompt", "a {}", "-p", "alpha", "0.0"] and parsed[9:12] == ["-p", "seed", "3"]
+    assert all(systems.system_config(name, {}, words, 0, "runs/x") for name in SYSTEMS)
+    for settings in ablations.ABLATIONS.values():
+        assert all(Config(**systems.with_words(changes, words)) for changes in settings.values())
+    command = "--systems conse --seeds 2 --data 'my data' --word-vectors words.npz --out runs/again"
+    assert systems.command("conse", {"data": "my data"}, words, 1) == f"python -m clipdec.comparison {command}"
+    command = "notebooks/04_train.ipynb out.ipynb -p prompt 'a {}' -p alpha 0.0 -p seed 3 -p out_dir runs/again"
+    assert systems.notebook_command({"prompt": "a {}", "alpha": 0.0}, 3) == f"papermill {command}"
 
 
 def test_word_vectors_are_asked_for(capsys):
@@ -156,4 +165,5 @@ def test_word_vectors_are_asked_for(capsys):
 
 def test_scenes_of_one_object(tmp_path):
     data = load_data(emoji_scenes.prepare(tmp_path / "d", 0, {"train": 20, "val": 5, "test": 20}, 1, most=1))
-    assert all((split.targets.sum(1) == 1).all() for split in (data.train, data.val, data.test)) and data.info["most_objects"] == 1
+    splits = (data.train, data.val, data.test)
+    assert all((split.targets.sum(1) == 1).all() for split in splits) and data.info["most_objects"] == 1
