@@ -1,4 +1,4 @@
-"""Draw docs/overview.png: a test scene, attention maps and the scores of the unseen labels, from the run in runs/emoji."""
+"""Draw docs/overview.png: a test scene, attention maps and the scores of the unseen labels, from runs/emoji."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import clipdec
-from clipdec.notebook import plots
 from clipdec.data import DATA
+from clipdec.notebook import plots
 
 SCENE = 3
 data = clipdec.load_data("emoji")
-predictor = clipdec.Predictor.load(DATA.parent / "runs" / "emoji", base_rate=0.02)  # about that of the unseen labels in test
+predictor = clipdec.Predictor.load(DATA.parent / "runs" / "emoji", base_rate=0.02)  # about that of unseen labels
 image, targets = data.test[SCENE]
 true = [data.labels.names[i] for i in targets.nonzero().flatten()]
 top = predictor(image, data.labels.unseen, top_k=9)
@@ -30,5 +30,7 @@ def pixels(figure):
 left = pixels(plots.attention_overlay(image, maps, true))
 right = pixels(plots.score_bars([n for n, _ in top], [p for _, p in top], set(data.labels.unseen), set(true)))
 height = max(left.shape[0], right.shape[0])
-both = np.hstack([np.pad(a, (((height - len(a)) // 2, -(-(height - len(a)) // 2)), (0, 0), (0, 0)), constant_values=255) for a in (left, right)])
+rest = [height - len(part) for part in (left, right)]
+margins = [((free // 2, free - free // 2), (0, 0), (0, 0)) for free in rest]
+both = np.hstack([np.pad(part, m, constant_values=255) for part, m in zip((left, right), margins)])
 plt.imsave(Path(__file__).with_suffix(".png"), both)

@@ -15,9 +15,9 @@ from clipdec import Config, fit, load_data
 from clipdec.comparison import __main__ as command_line
 from clipdec.comparison import ablations, systems
 from clipdec.comparison.report import mean_sd
-from clipdec.comparison.statistics import bootstrap_weights, difference
+from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_map
 from clipdec.comparison.systems import SYSTEMS, TRAINED, WORDS
-from clipdec.metrics import average_precision, resampled_map
+from clipdec.metrics import average_precision
 from data_prep import emoji_scenes
 
 SHORT = {"embed_dim": 16, "epochs": 1, "label_samples": 16, "device": "cpu", "hold_out": 0.1}
