@@ -23,7 +23,6 @@ def files(folder):
 
 # ---- concepts and glyphs ----------------------------------------------------------------------------------------
 
-
 def test_label_lists():
     seen, unseen, themes, glyphs = concepts()
     assert len(seen) == len(set(seen)) == 925 and len(unseen) == len(set(unseen)) == 81
@@ -49,7 +48,6 @@ def test_concepts_are_single_characters():
 
 
 # ---- scenes -----------------------------------------------------------------------------------------------------
-
 
 def test_one_seed_draws_one_scene():
     a, b = scene(3, "test", 5), scene(3, "test", 5)
@@ -84,7 +82,6 @@ def test_the_scene_is_of_its_labels(monkeypatch):
 
 
 # ---- the prepared folder ----------------------------------------------------------------------------------------
-
 
 def test_the_folder_holds_the_scenes(tiny):
     for split in (tiny.train, tiny.val, tiny.test):
@@ -162,7 +159,6 @@ def test_foreign_folders_are_not_overwritten(tmp_path):
 
 
 # ---- load_data --------------------------------------------------------------------------------------------------
-
 
 def png(colour, mode="RGB"):
     file = io.BytesIO()
@@ -252,7 +248,6 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, spoilt):
 
 
 # ---- hold_out ---------------------------------------------------------------------------------------------------
-
 
 def names_of(data, split):
     return [sorted(data.labels.names[i] for i in row.nonzero().flatten()) for row in split.targets]

@@ -205,7 +205,6 @@ def test_average_precision_of_nothing(shape):
 
 # ---- bootstrap --------------------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("levels", [1000, 4])  # with 4, many scores are equal
 def test_resampled_map_is_that_of_the_repeated_images(levels):
     scores, targets = torch.randint(levels, (30, 8)).float(), torch.rand(30, 8) < 0.2

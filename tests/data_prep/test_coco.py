@@ -39,8 +39,9 @@ def instances(images, name, crowd):
     }
 
 
-def build(root, year, crowd=0):
-    """A COCO folder."""
+def build(folder, year="2017", crowd=0):
+    """COCO's folder."""
+    root = folder / "coco"
     (root / "annotations").mkdir(parents=True)
     for split, images in ((f"train{year}", TRAIN), (f"val{year}", VAL)):
         name = (f"COCO_{split}_" if year == "2014" else "") + "{:012}.jpg"
@@ -51,15 +52,9 @@ def build(root, year, crowd=0):
     return root
 
 
-@pytest.fixture
-def root(tmp_path):
-    return build(tmp_path / "coco", "2017")
-
-
-@pytest.fixture
-def prepare(tmp_path):
-    """prepare(root, options) runs the script and opens what it wrote."""
-    return lambda root, *options: samples.prepare(coco, tmp_path / "out", "--root", root, "--val", 0.34, *options)
+def prepare(root, *options):
+    """Run the script on COCO's folder and open what it wrote beside it."""
+    return samples.prepare(coco, root.parent / "out", "--root", root, "--val", 0.34, *options)
 
 
 def contents(data, *splits):
@@ -68,7 +63,6 @@ def contents(data, *splits):
 
 
 # ---- label lists ------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("split, sizes", [("48/17", (48, 17)), ("65/15", (65, 15))])
 def test_the_lists_have_their_sizes_and_no_name_twice(split, sizes):
@@ -95,10 +89,9 @@ def test_a_class_is_where_the_papers_put_it(name):
 
 # ---- images and labels ------------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("year", ["2014", "2017"])
-def test_both_years_are_read(tmp_path, prepare, year):
-    data = prepare(build(tmp_path / "coco", year), "--year", year)
+def test_both_years_are_read(tmp_path, year):
+    data = prepare(build(tmp_path, year), "--year", year)
     assert contents(data, data.train, data.val) == {1: {"person", "car"}, 4: {"person"}, 6: {"bicycle"}, 7: {"car"}}
     assert contents(data, data.test) == {11: {"person", "cat"}, 12: set(), 13: {"bus"}, 14: set(), 15: {"car"}}
     assert (len(data.train), len(data.val)) == (3, 1) and year in data.info["source"]
@@ -106,30 +99,31 @@ def test_both_years_are_read(tmp_path, prepare, year):
     assert samples.names(data.test)[0] == name
 
 
-def test_65_15_has_other_unseen_classes(root, prepare):
-    data = prepare(root, "--split", "65/15")
+def test_65_15_has_other_unseen_classes(tmp_path):
+    data = prepare(build(tmp_path), "--split", "65/15")
     assert (len(data.labels.seen), len(data.labels.unseen)) == (65, 15)
     train = {1: {"person", "car"}, 4: {"person", "dog"}, 6: {"bicycle"}, 7: {"car"}}
     assert contents(data, data.train, data.val) == train
     assert contents(data, data.test) == {11: {"person", "cat"}, 12: set(), 13: {"bus"}, 14: {"hot dog"}, 15: {"car"}}
 
 
-def test_each_image_goes_with_its_labels(root, prepare):
-    data = prepare(root)
+def test_each_image_goes_with_its_labels(tmp_path):
+    data = prepare(build(tmp_path))
     assert reds(data.test) == pytest.approx([10 * number for number in contents(data, data.test)], abs=3)
 
 
-def test_crowds_count(tmp_path, prepare):
-    data = prepare(build(tmp_path / "coco", "2017", crowd=1))
+def test_crowds_count(tmp_path):
+    data = prepare(build(tmp_path, crowd=1))
     assert contents(data, data.test)[11] == {"person", "cat"}
 
 
-def test_limit_takes_the_first_of_each(root, prepare):
-    data = prepare(root, "--limit", "4")
+def test_limit_takes_the_first_of_each(tmp_path):
+    data = prepare(build(tmp_path), "--limit", 4)
     assert set(contents(data, data.train, data.val)) == {1, 4} and set(contents(data, data.test)) == {11, 12, 13, 14}
 
 
-def test_missing_images_are_left_out(root, prepare, capsys):
+def test_missing_images_are_left_out(tmp_path, capsys):
+    root = build(tmp_path)
     (root / "val2017" / f"{11:012}.jpg").unlink()
     (root / "val2017" / f"{13:012}.jpg").write_bytes(red(130)[:-30])
     data = prepare(root)
@@ -137,13 +131,12 @@ def test_missing_images_are_left_out(root, prepare, capsys):
     assert "left out: 2 (1 missing, 1 truncated)" in capsys.readouterr().out
 
 
-def test_only_ids_are_kept_of_annotations_and_names_of_images(root):
-    rows, names = coco.read_instances(root / "annotations" / "instances_val2017.json")
+def test_only_ids_are_kept_of_annotations_and_names_of_images(tmp_path):
+    rows, names = coco.read_instances(build(tmp_path) / "annotations" / "instances_val2017.json")
     assert rows == [(f"{i:012}.jpg", sorted(labels)) for i, labels in VAL.items()] and names == set(CLASSES)
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------
-
 
 def edit(change, path):
     """Change the contents of a JSON file."""
@@ -172,8 +165,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named(root, prepare, tmp_path, fault):
-    change, message = FAULTS[fault]
+def test_a_fault_is_named(tmp_path, fault):
+    root, (change, message) = build(tmp_path), FAULTS[fault]
     (tmp_path / "secret.jpg").write_bytes(red(10))
     change(root / "annotations" / "instances_val2017.json")
     with pytest.raises(SystemExit, match=message):

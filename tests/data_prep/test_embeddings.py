@@ -13,24 +13,13 @@ WORDS |= {"oak": [0, 0, 4], "-": [9, 9, 9]}
 GLOVE = "".join(f"{word} {' '.join(map(str, v))}\n" for word, v in WORDS.items())
 
 
-@pytest.fixture
-def vectors(tmp_path):
-    """vectors(text) writes a file of word vectors."""
-
-    def vectors(text=GLOVE):
-        (tmp_path / "words.txt").write_text(text, encoding="utf8")
-        return tmp_path / "words.txt"
-
-    return vectors
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out.npz"
+def words(folder, text=GLOVE):
+    """A file of word vectors."""
+    (folder / "words.txt").write_text(text, encoding="utf8")
+    return folder / "words.txt"
 
 
 # ---- word vectors -----------------------------------------------------------------------------------------------
-
 
 MEANS = {
     "red": [0, 2, 0], "red teddy bear": [4 / 3, 4 / 3, 2 / 3], "red red oak": [0, 4 / 3, 4 / 3],
@@ -41,16 +30,16 @@ MEANS = {
 
 
 @pytest.mark.parametrize("name", MEANS)
-def test_a_name_has_the_mean_of_its_words(vectors, name):
-    assert np.allclose(average_words([name], vectors()), [MEANS[name]])
+def test_a_name_has_the_mean_of_its_words(tmp_path, name):
+    assert np.allclose(average_words([name], words(tmp_path)), [MEANS[name]])
 
 
 def test_words_are_separated_by_spaces_hyphens_and_underscores():
     assert words_of("a b-c_d\te") == ["a", "b", "c", "d", "e"] and words_of(" - ") == []
 
 
-def test_the_rows_are_in_the_order_of_the_names(vectors):
-    assert average_words(["oak", "teddy", "oak"], vectors()).tolist() == [[0, 0, 4], [1, 2, 3], [0, 0, 4]]
+def test_the_rows_are_in_the_order_of_the_names(tmp_path):
+    assert average_words(["oak", "teddy", "oak"], words(tmp_path)).tolist() == [[0, 0, 4], [1, 2, 3], [0, 0, 4]]
 
 
 FORMS = {
@@ -64,8 +53,8 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_files_of_word_vectors_are_read_as_they_are_found(vectors, form):
-    found = read_words(vectors(FORMS[form]), {"red", "oak", "none"})
+def test_files_of_word_vectors_are_read_as_they_are_found(tmp_path, form):
+    found = read_words(words(tmp_path, FORMS[form]), {"red", "oak", "none"})
     assert {word: v.tolist() for word, v in found.items()} == {"red": [0, 2, 0], "oak": [0, 0, 4]}
 
 
@@ -74,45 +63,44 @@ def test_bytes_that_are_no_text_do_not_end_the_reading(tmp_path):
     assert read_words(tmp_path / "words.txt", {"oak"})["oak"].tolist() == [0, 0, 4]
 
 
-def test_all_names_that_lack_a_word_are_listed(vectors):
+def test_all_names_that_lack_a_word_are_listed(tmp_path):
     with pytest.raises(ValueError, match="no vector for a word of 3 names: blue oak, zebra, --;"):
-        average_words(["red", "blue oak", "zebra", "teddy bear", "--"], vectors())
+        average_words(["red", "blue oak", "zebra", "teddy bear", "--"], words(tmp_path))
 
 
 @pytest.mark.parametrize("line", ["red 0 2\n", "red 0 2 0 5\n"])
-def test_a_damaged_line_is_named(vectors, line):
+def test_a_damaged_line_is_named(tmp_path, line):
     message = r"words.txt, line 3: \d numbers where the first line has 3: the file is damaged"
     with pytest.raises(ValueError, match=message):
-        average_words(["red"], vectors(GLOVE.replace("red 0 2 0\n", line)))
+        average_words(["red"], words(tmp_path, GLOVE.replace("red 0 2 0\n", line)))
 
 
-def test_a_number_that_is_none_leaves_the_word_out(vectors):
+def test_a_number_that_is_none_leaves_the_word_out(tmp_path):
     with pytest.raises(ValueError, match="no vector for a word of 1 names: red"):
-        average_words(["red"], vectors(GLOVE.replace("red 0 2 0\n", "red 0 2 x\n")))
+        average_words(["red"], words(tmp_path, GLOVE.replace("red 0 2 0\n", "red 0 2 x\n")))
 
 
 # ---- the .npz ---------------------------------------------------------------------------------------------------
 
-
-def test_the_file_is_what_label_embeddings_reads(vectors, tmp_path, capsys):
-    convert(vectors(), ["teddy bear", "red", "oak"], tmp_path / "new" / "out.npz")
+def test_the_file_is_what_label_embeddings_reads(tmp_path, capsys):
+    convert(words(tmp_path), ["teddy bear", "red", "oak"], tmp_path / "new" / "out.npz")
     assert "3 names, 3 dimensions" in capsys.readouterr().out
     rows = load_label_embeddings(tmp_path / "new" / "out.npz", ["oak", "teddy bear"])
     assert np.allclose(rows, [[0, 0, 1], np.array([2, 1, 1]) / 6**0.5])
 
 
-def test_the_vectors_are_not_scaled(vectors, out):
-    convert(vectors(), ["oak", "red"], out)
-    with np.load(out, allow_pickle=False) as file:
+def test_the_vectors_are_not_scaled(tmp_path):
+    convert(words(tmp_path), ["oak", "red"], tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
         assert file["names"].tolist() == ["oak", "red"] and file["vectors"].tolist() == [[0, 0, 4], [0, 2, 0]]
         assert file["vectors"].dtype == np.float32
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
-def test_an_array_has_one_row_a_name(tmp_path, out, kind):
+def test_an_array_has_one_row_a_name(tmp_path, kind):
     np.save(tmp_path / "a.npy", np.array([[3, 4], [0, 2]], kind))
-    convert(tmp_path / "a.npy", ["x", "teddy bear"], out)
-    assert np.allclose(load_label_embeddings(out, ["teddy bear", "x"]), [[0, 1], [0.6, 0.8]])
+    convert(tmp_path / "a.npy", ["x", "teddy bear"], tmp_path / "out.npz")
+    assert np.allclose(load_label_embeddings(tmp_path / "out.npz", ["teddy bear", "x"]), [[0, 1], [0.6, 0.8]])
 
 
 @pytest.mark.parametrize(
@@ -129,25 +117,25 @@ def test_an_array_has_one_row_a_name(tmp_path, out, kind):
         (np.array([["1", "2"], ["3", "4"]], object), "(?i)pickle"),
     ],
 )
-def test_an_unusable_array_is_refused(tmp_path, out, array, message):
+def test_an_unusable_array_is_refused(tmp_path, array, message):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(ValueError, match=message):
-        convert(tmp_path / "a.npy", ["a", "b"], out)
-    assert not out.exists()
+        convert(tmp_path / "a.npy", ["a", "b"], tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz").exists()
 
 
-def test_a_zero_word_vector_is_refused(vectors, out):
+def test_a_zero_word_vector_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no usable vector .* for red"):
-        convert(vectors(GLOVE.replace("red 0 2 0", "red 0 0 0")), ["oak", "red"], out)
+        convert(words(tmp_path, GLOVE.replace("red 0 2 0", "red 0 0 0")), ["oak", "red"], tmp_path / "out.npz")
 
 
 # ---- the script -------------------------------------------------------------------------------------------------
 
-
-def test_lists_of_names_are_joined_in_order(vectors, tmp_path, out):
-    (tmp_path / "seen.txt").write_text("# seen\nred\noak\n")
-    (tmp_path / "unseen.txt").write_text("teddy bear\n")
-    run(embeddings, "--vectors", vectors(), "--names", tmp_path / "seen.txt", tmp_path / "unseen.txt", "--out", out)
+def test_lists_of_names_are_joined_in_order(tmp_path):
+    seen, unseen, out = (tmp_path / name for name in ("seen.txt", "unseen.txt", "out.npz"))
+    seen.write_text("# seen\nred\noak\n")
+    unseen.write_text("teddy bear\n")
+    run(embeddings, "--vectors", words(tmp_path), "--names", seen, unseen, "--out", out)
     with np.load(out) as file:
         assert file["names"].tolist() == ["red", "oak", "teddy bear"]
         assert file["vectors"].tolist() == [[0, 2, 0], [0, 0, 4], [2, 1, 1]]
@@ -161,9 +149,9 @@ def test_lists_of_names_are_joined_in_order(vectors, tmp_path, out):
         ("none.txt", "red\n", "none.txt"),
     ],
 )
-def test_an_error_is_a_message(vectors, tmp_path, out, capsys, name, text, message):
-    vectors()
+def test_an_error_is_a_message(tmp_path, capsys, name, text, message):
+    words(tmp_path)
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(SystemExit):
-        run(embeddings, "--vectors", tmp_path / name, "--names", tmp_path / "names.txt", "--out", out)
-    assert message in capsys.readouterr().err and not out.exists()
+        run(embeddings, "--vectors", tmp_path / name, "--names", tmp_path / "names.txt", "--out", tmp_path / "out.npz")
+    assert message in capsys.readouterr().err and not (tmp_path / "out.npz").exists()

@@ -26,32 +26,26 @@ FORMS = {
 }
 
 
-@pytest.fixture
-def table(tmp_path):
-    """table(text) reads the text as a CSV."""
-
-    def table(text):
-        (tmp_path / "labels.csv").write_text(text, encoding="utf8", newline="")
-        return read_table(tmp_path / "labels.csv")
-
-    return table
+def table(folder, text):
+    """The text read as a CSV."""
+    (folder / "labels.csv").write_text(text, encoding="utf8", newline="")
+    return read_table(folder / "labels.csv")
 
 
 # ---- the CSV ----------------------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("form", FORMS)
-def test_a_table_is_read_in_every_form(table, form):
-    assert table(FORMS[form]) == ROWS
+def test_a_table_is_read_in_every_form(tmp_path, form):
+    assert table(tmp_path, FORMS[form]) == ROWS
 
 
-def test_a_label_may_hold_a_comma_in_quotes(table):
-    assert table('image,labels\na.jpg,"cat, black;dog"\n') == [("a.jpg", ["cat, black", "dog"])]
-    assert table('image,"cat, black"\na.jpg,1\n') == [("a.jpg", ["cat, black"])]
+def test_a_label_may_hold_a_comma_in_quotes(tmp_path):
+    assert table(tmp_path, 'image,labels\na.jpg,"cat, black;dog"\n') == [("a.jpg", ["cat, black", "dog"])]
+    assert table(tmp_path, 'image,"cat, black"\na.jpg,1\n') == [("a.jpg", ["cat, black"])]
 
 
-def test_names_in_other_scripts_are_kept(table):
-    assert table("image,labels\nfü.jpg,猫;naïve\n") == [("fü.jpg", ["猫", "naïve"])]
+def test_names_in_other_scripts_are_kept(tmp_path):
+    assert table(tmp_path, "image,labels\nfü.jpg,猫;naïve\n") == [("fü.jpg", ["猫", "naïve"])]
 
 
 @pytest.mark.parametrize(
@@ -74,9 +68,9 @@ def test_names_in_other_scripts_are_kept(table):
         ("image,labels\nx/a.jpg,cat\nx\\a.jpg,dog\n", "x/a.jpg stands in lines 2 and 3"),
     ],
 )
-def test_a_wrong_line_is_named(table, text, message):
+def test_a_wrong_line_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        table(text)
+        table(tmp_path, text)
 
 
 # ---- unseen labels ----------------------------------------------------------------------------------------------
@@ -140,7 +134,6 @@ def test_the_seed_draws_test():
 
 
 # ---- the script -------------------------------------------------------------------------------------------------
-
 
 @pytest.fixture
 def script(tmp_path):

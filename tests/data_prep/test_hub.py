@@ -51,23 +51,19 @@ def table(split, form, change=lambda split, i, row: row):
     return pa.Table.from_pylist([change(split, i, row) for i, row in enumerate(rows)], schema=features.arrow_schema)
 
 
-def parquet(root, form=WORDS, **change):
-    """A folder of parquet files, as the hub has them."""
-    root.mkdir()
+def parquet(folder, form=WORDS, **change):
+    """A folder "set" of parquet files, as the hub has them."""
+    (folder / "set").mkdir()
     for split in SPLITS:
-        pq.write_table(table(split, form, **change), root / f"{split}-00000-of-00001.parquet")
-    return root
+        pq.write_table(table(split, form, **change), folder / "set" / f"{split}-00000-of-00001.parquet")
+    return folder / "set"
 
 
-def saved(root, form=WORDS):
-    """A folder that save_to_disk wrote."""
-    datasets.DatasetDict({split: datasets.Dataset(table(split, form)) for split in SPLITS}).save_to_disk(root)
-    return root
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "set"
+def saved(folder, form=WORDS):
+    """A folder "set" that save_to_disk wrote."""
+    splits = {split: datasets.Dataset(table(split, form)) for split in SPLITS}
+    datasets.DatasetDict(splits).save_to_disk(folder / "set")
+    return folder / "set"
 
 
 @pytest.fixture
@@ -116,56 +112,56 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_labels_are_read_in_every_form(script, root, name):
+def test_labels_are_read_in_every_form(script, tmp_path, name):
     write, form, options = SETS[name]
-    data = script(write(root, form), *options)
+    data = script(write(tmp_path, form), *options)
     assert (data.labels.seen, data.labels.unseen) == (["cat", "dog"], ["bird", "eel"])
     assert contents(data, data.train) == expected("train", [0, 1, 4, 5, 6, 7], ["cat", "dog"])  # 2, 3: no seen label
     assert contents(data, data.val) == expected("train", [8, 9], ["cat", "dog"], "val")
     assert contents(data, data.test) == expected("test", range(5))
 
 
-def test_a_row_without_labels_has_none(script, root):
-    data = script(parquet(root, change=lambda split, i, row: row | {"labels": row["labels"] or None}))
+def test_a_row_without_labels_has_none(script, tmp_path):
+    data = script(parquet(tmp_path, change=lambda split, i, row: row | {"labels": row["labels"] or None}))
     assert contents(data, data.test)[1] == ("test 1", shade("test", 1), set())
 
 
-def test_limit_takes_the_first_of_each(script, root):
-    data = script(parquet(root), "--limit", 5)
+def test_limit_takes_the_first_of_each(script, tmp_path):
+    data = script(parquet(tmp_path), "--limit", 5)
     assert samples.names(data.train) + samples.names(data.val) == ["train 0", "train 1", "val 4"]
     assert len(data.test) == 5
 
 
-def test_limit_reads_no_image_behind_it(script, root, tmp_path, read):
+def test_limit_reads_no_image_behind_it(script, tmp_path, read):
     (tmp_path / "unseen.txt").write_text("bird\n")  # the first two images of each show no eel
-    script(parquet(root), "--limit", 2, "--val", 0.5)
+    script(parquet(tmp_path), "--limit", 2, "--val", 0.5)
     assert read == [0, 1, 0, 1]  # train, val, test
 
 
-def test_other_names_of_splits_and_columns(script, root, tmp_path):
-    renamed = datasets.load_from_disk(saved(root)).rename_columns({"image": "photo", "labels": "tags"})
+def test_other_names_of_splits_and_columns(script, tmp_path):
+    renamed = datasets.load_from_disk(saved(tmp_path)).rename_columns({"image": "photo", "labels": "tags"})
     datasets.DatasetDict({"a": renamed["train"], "b": renamed["test"]}).save_to_disk(tmp_path / "renamed")
     columns = ("--image-column", "photo", "--labels-column", "tags")
     data = script(tmp_path / "renamed", "--train-split", "a", "--test-split", "b", *columns)
     assert contents(data, data.test) == expected("test", range(5))
 
 
-def test_hold_out_draws_by_seed(root, tmp_path):
-    options = ("--dataset", parquet(root), "--hold-out", 0.25, "--seed")
+def test_hold_out_draws_by_seed(tmp_path):
+    options = ("--dataset", parquet(tmp_path), "--hold-out", 0.25, "--seed")
     runs = [samples.prepare(hub, tmp_path / f"out{i}", *options, seed) for i, seed in enumerate("0012345")]
     drawn = [data.labels.unseen for data in runs]
     assert drawn[0] == drawn[1] and len(set(map(tuple, drawn))) > 1 and {len(names) for names in drawn} == {1}
 
 
-def test_a_folder_of_images_and_metadata_is_read(script, root):
+def test_a_folder_of_images_and_metadata_is_read(script, tmp_path):
     """The images are files inside the data set, so they may be read."""
     for split, images in SPLITS.items():
-        (root / split).mkdir(parents=True)
+        (tmp_path / "set" / split).mkdir(parents=True)
         for i in range(len(images)):
-            (root / split / f"{i}.png").write_bytes(red(shade(split, i), "PNG"))
+            (tmp_path / "set" / split / f"{i}.png").write_bytes(red(shade(split, i), "PNG"))
         lines = [json.dumps({"file_name": f"{i}.png", "labels": names}) for i, names in enumerate(images)]
-        (root / split / "metadata.jsonl").write_text("\n".join(lines))
-    data = script(root)
+        (tmp_path / "set" / split / "metadata.jsonl").write_text("\n".join(lines))
+    data = script(tmp_path / "set")
     assert contents(data, data.test) == expected("test", range(5))
 
 
@@ -190,22 +186,22 @@ NEITHER, NO_LIST, NO_IMAGES = "neither names nor classes", "there is no list of 
         (WORDS, "--test-split validation", "validation"),
     ],
 )
-def test_a_wrong_column_or_split_is_a_message(script, root, tmp_path, form, option, message):
-    source = parquet(root, form)
+def test_a_wrong_column_or_split_is_a_message(script, tmp_path, form, option, message):
+    source = parquet(tmp_path, form)
     with pytest.raises(SystemExit, match=message):
         script(source, *option.split())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_split_that_a_saved_data_set_lacks_is_a_message(script, root):
+def test_a_split_that_a_saved_data_set_lacks_is_a_message(script, tmp_path):
     with pytest.raises(SystemExit, match="validation"):
-        script(saved(root), "--test-split", "validation")
+        script(saved(tmp_path), "--test-split", "validation")
 
 
-def test_bytes_that_are_no_column_of_images_are_refused(script, root):
+def test_bytes_that_are_no_column_of_images_are_refused(script, tmp_path):
     """A column of {"bytes", "path"} without the feature Image."""
     photo = {"photo": {"bytes": Value("binary"), "path": Value("string")}}
-    source = parquet(root, (photo | WORDS[0], WORDS[1]), change=lambda split, i, row: row | {"photo": row["image"]})
+    source = parquet(tmp_path, (photo | WORDS[0], WORDS[1]), change=lambda split, i, row: row | {"photo": row["image"]})
     with pytest.raises(SystemExit, match="'photo' is not a column of images"):
         script(source, "--image-column", "photo")
 
@@ -228,11 +224,11 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("place", OUTSIDE)
 @pytest.mark.parametrize("inside", [False, True], ids=["run elsewhere", "run in the data set"])
-def test_an_image_outside_the_data_set_is_never_read(script, root, tmp_path, monkeypatch, place, inside):
+def test_an_image_outside_the_data_set_is_never_read(script, tmp_path, monkeypatch, place, inside):
     secret, opened = tmp_path / "secret.png", []
     secret.write_bytes(red(200, "PNG"))
-    path = OUTSIDE[place].format(secret=secret, set=root)
-    source = parquet(root, change=replacing(2, {"bytes": None, "path": path}))
+    path = OUTSIDE[place].format(secret=secret, set=tmp_path / "set")
+    source = parquet(tmp_path, change=replacing(2, {"bytes": None, "path": path}))
     monkeypatch.setattr(hub.fsspec, "open", lambda name, *rest: opened.append(name) or open(secret, "rb"))
     monkeypatch.chdir(source if inside else tmp_path)
     with pytest.raises(SystemExit, match="the data set names an image outside its folder"):
@@ -240,9 +236,9 @@ def test_an_image_outside_the_data_set_is_never_read(script, root, tmp_path, mon
     assert opened == [] and not (tmp_path / "out").exists()
 
 
-def test_a_link_that_leads_outside_is_not_followed(script, root, tmp_path):
+def test_a_link_that_leads_outside_is_not_followed(script, tmp_path):
     (tmp_path / "secret.png").write_bytes(red(200, "PNG"))
-    source = parquet(root, change=replacing(2, {"bytes": None, "path": str(root / "link.png")}))
+    source = parquet(tmp_path, change=replacing(2, {"bytes": None, "path": str(tmp_path / "set" / "link.png")}))
     (source / "link.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(SystemExit, match="outside its folder"):
         script(source)
@@ -260,9 +256,9 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_a_corrupt_image_is_counted(script, root, tmp_path, name):
+def test_a_corrupt_image_is_counted(script, tmp_path, name):
     cell, reasons = UNUSABLE[name]
-    data = script(parquet(root, change=replacing(3, cell)))
+    data = script(parquet(tmp_path, change=replacing(3, cell)))
     assert contents(data, data.test) == expected("test", [0, 1, 2, 4])
     ((found, count),) = data.info["left_out"].items()
     assert found in reasons and count == 1
@@ -270,7 +266,6 @@ def test_a_corrupt_image_is_counted(script, root, tmp_path, name):
 
 
 # ---- a stop -----------------------------------------------------------------------------------------------------
-
 
 def stumble(item, size, make=photos.make_row):
     """photos.make_row that raises once, at one image."""
@@ -282,33 +277,33 @@ def stumble(item, size, make=photos.make_row):
 
 
 @pytest.fixture
-def stumbles(script, root, tmp_path, monkeypatch):
+def stumbles(script, tmp_path, monkeypatch):
     """stumbles(name) runs the script, two images in a shard, until it stops at an image."""
 
     def stumbles(name):
         monkeypatch.setattr(photos, "make_row", stumble)
         monkeypatch.setenv("STUMBLE", str(tmp_path / f"{name}.flag"))
         with pytest.raises(RuntimeError, match="stumbled"):
-            script(root)
+            script(tmp_path / "set")
         assert not (tmp_path / "out").exists()
 
     monkeypatch.setattr(writer, "SHARD", 2)
-    parquet(root)
+    parquet(tmp_path)
     return stumbles
 
 
 @pytest.mark.parametrize("name", ["train 0", "train 6", "val 9", "test 3"])
-def test_a_stopped_run_goes_on(script, root, tmp_path, stumbles, name):
-    script(root, out="undisturbed")
+def test_a_stopped_run_goes_on(script, tmp_path, stumbles, name):
+    script(tmp_path / "set", out="undisturbed")
     stumbles(name)
-    script(root)
+    script(tmp_path / "set")
     one = files(tmp_path / "out")
     assert len(one) > 10 and one == files(tmp_path / "undisturbed")
 
 
-def test_a_later_shard_skips_what_is_there(script, root, stumbles, read):
+def test_a_later_shard_skips_what_is_there(script, tmp_path, stumbles, read):
     """A run that goes on asks for the images that lack, not for those that are there."""
     stumbles("test 4")
     read.clear()
-    data = script(root)
+    data = script(tmp_path / "set")
     assert read == [4] and contents(data, data.test) == expected("test", range(5))

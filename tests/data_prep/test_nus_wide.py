@@ -69,7 +69,6 @@ def contents(data, *splits):
 
 # ---- labels -----------------------------------------------------------------------------------------------------
 
-
 def test_seen_are_the_tags_without_the_concepts(root):
     assert len(TAGS) == len(set(TAGS)) == 1000
     seen, unseen, tags = nus_wide.derive(root)
@@ -107,7 +106,6 @@ def test_a_table_compares_with_the_complete_data_set(prepare, capsys):
 
 
 # ---- missing images ---------------------------------------------------------------------------------------------
-
 
 def spoil(root):
     """One image of test is missing, one is truncated."""

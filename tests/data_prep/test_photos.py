@@ -58,13 +58,6 @@ def png(width, height, depth, kind, pixels):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def rotated(orientation):
-    """Exif data: the orientation in which an image is stored."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
 def reason(data, size=100):
     with pytest.raises(LeftOut) as error:
         open_photo(data, size)
@@ -82,9 +75,10 @@ STORED = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "bdac", 7: "
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_orientation_is_applied(orientation, kind):
     colour = {"a": RED, "b": GREEN, "c": BLUE, "d": WHITE}
-    shape = (60, 40) if orientation < 5 else (40, 60)
+    shape, exif = (60, 40) if orientation < 5 else (40, 60), Image.Exif()
+    exif[0x0112] = orientation
     stored = quarters([colour[x] for x in STORED[orientation]], *shape)
-    image = open_photo(encode(stored, kind, exif=rotated(orientation), quality=95), 100)
+    image = open_photo(encode(stored, kind, exif=exif, quality=95), 100)
     assert image.size == (60, 40) and corners(image) == [RED, GREEN, BLUE, WHITE]
 
 
@@ -157,7 +151,6 @@ def test_of_several_pictures_the_first_is_read():
 
 # ---- size -------------------------------------------------------------------------------------------------------
 
-
 SMALL = {(400, 300): (133, 100), (300, 400): (100, 133), (1600, 1200): (133, 100), (500, 500): (100, 100)}
 SMALL[101, 250] = (100, 248)
 
@@ -181,7 +174,9 @@ def test_long_photos_stay_long(shape, small):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_large_jpeg_looks_as_if_decoded_whole(orientation):
-    data = encode(picture(2000, 1500), "JPEG", quality=95, exif=rotated(orientation))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(picture(2000, 1500), "JPEG", quality=95, exif=exif)
     read = open_photo(data, 100)
     whole = Image.open(io.BytesIO(data)).convert("RGB")
     whole = (whole.rotate(-90, expand=True) if orientation == 6 else whole).resize(read.size, Image.BICUBIC)
@@ -264,7 +259,6 @@ def test_compressed_text_in_a_png_is_no_bomb():
 
 
 # ---- a row ------------------------------------------------------------------------------------------------------
-
 
 def test_a_row_holds_a_small_jpeg(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture(80, 60)))
@@ -411,7 +405,6 @@ def test_other_labels_are_another_data_set(root):
 
 
 # ---- the command line -------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("options", [["--size", "0"], ["--workers", "0"], ["--val", "1"], ["--val", "-0.1"]])
 def test_impossible_options_are_refused(monkeypatch, capsys, options):

@@ -76,7 +76,6 @@ def calls(log):
 
 # ---- layout -----------------------------------------------------------------------------------------------------
 
-
 def test_load_from_disk_opens_the_folder(call, out):
     assert call() == SIZES
     opened = datasets.load_from_disk(out)
@@ -142,7 +141,6 @@ def test_load_gives_what_make_is_called_with(call, out):
 
 # ---- a folder that is there -------------------------------------------------------------------------------------
 
-
 def test_equal_info_does_nothing(call, out, log, capsys):
     call()
     before = changes(out)
@@ -194,7 +192,6 @@ def test_an_empty_folder_is_used(call, out):
 
 # ---- what is left out -------------------------------------------------------------------------------------------
 
-
 GONE = [("train", "gone.jpg", "missing", "")]
 
 
@@ -243,7 +240,6 @@ def test_a_higher_limit_makes_only_the_shard_with_what_was_left_out_again(call, 
 
 
 # ---- a stop -----------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_leaves_no_data_set(call, tmp_path, out, workers):

@@ -90,7 +90,6 @@ def test_a_name_is_encoded_once(predictor, tiny, monkeypatch):
 
 # ---- images -----------------------------------------------------------------------------------------------------
 
-
 def test_images_that_cannot_be_read(predictor, tmp_path):
     (tmp_path / "x.jpg").write_text("no image")
     (tmp_path / "z.jpg").write_bytes(b"")
@@ -122,7 +121,6 @@ def test_an_image_is_upright_and_not_larger_than_asked(tmp_path):
 
 # ---- labels -----------------------------------------------------------------------------------------------------
 
-
 def test_labels_that_are_none(predictor, tiny):
     for labels in ([], [""], ["pizza", " "]):
         with pytest.raises(ValueError, match="at least one name and no empty"):
@@ -136,7 +134,6 @@ def test_five_thousand_labels(predictor, tiny):
 
 
 # ---- attention --------------------------------------------------------------------------------------------------
-
 
 def weights(pixels, tokens):
     """How much each token counts at each pixel of a side, [pixels, tokens]: linear between the centres of tokens."""
@@ -166,7 +163,6 @@ def test_attention_of_a_photo_that_lies_on_its_side(predictor, tmp_path):
 
 
 # ---- calibration ------------------------------------------------------------------------------------------------
-
 
 def test_the_calibration_is_that_of_val(predictor, tiny, tiny_run):
     config, model = load_run(tiny_run[0])
@@ -198,7 +194,6 @@ def test_a_run_that_is_not_finished(tiny_run, tmp_path, name):
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
-
 
 def test_the_command_prints_a_table(predictor, tiny, tiny_run, tmp_path):
     photo, kinds = tmp_path / "photo.jpg", {"dog face": "seen", "pizza": "unseen", "<b>new</b>": "new"}
