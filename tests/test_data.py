@@ -217,15 +217,13 @@ def test_a_relative_folder_is_looked_for_in_the_working_directory(tmp_path, monk
 
 
 def test_missing_and_unprepared_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no data folder .*prepare it"):
-        load_data(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="is not a prepared data set"):
-        load_data(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="is not a prepared data set"):
-        load_data(write(tmp_path / "no_names", names=False))
-    with pytest.raises(FileNotFoundError, match="lacks the split test, val"):
-        load_data(write(tmp_path / "no_test", splits=("train",)))
+    write(tmp_path / "no_names", names=False)
+    write(tmp_path / "no_test", splits=("train",))
+    messages = {"nothing": "there is no data folder .*prepare it", "no_test": "lacks the split test, val"}
+    for name in ("nothing", "empty", "no_names", "no_test"):
+        with pytest.raises(FileNotFoundError, match=messages.get(name, "is not a prepared data set")):
+            load_data(tmp_path / name)
 
 
 @pytest.mark.parametrize("indices, message", [([0, 3], "0 to 3, but labels.json names 3"), ([-1, 1], "-1 to 1")])

@@ -10,6 +10,8 @@ from data_prep.folder import read_table, split_labels, split_rows
 ROWS = [("a.jpg", ["cat", "dog"]), ("sub/b.jpg", ["dog"]), ("c, d.jpg", []), ("e.jpg", ["black cat"])]
 LIST = 'image,labels\na.jpg,cat;dog\nsub/b.jpg,dog\n"c, d.jpg",\ne.jpg,black cat\n'
 COLUMNS = 'image,cat,dog,black cat\na.jpg,1,1,0\nsub/b.jpg,0,1,0\n"c, d.jpg",0,0,0\ne.jpg,0,0,1\n'
+NAMES = [f"label {i:02}" for i in range(20)]
+MANY = [(f"{i}.jpg", [NAMES[i % 10]] + [NAMES[19]] * (i % 7 == 0)) for i in range(100)]  # 15 images carry label 19
 
 FORMS = {
     "a list": LIST,
@@ -75,9 +77,6 @@ def test_a_wrong_line_is_named(tmp_path, text, message):
 
 # ---- unseen labels ----------------------------------------------------------------------------------------------
 
-NAMES = [f"label {i:02}" for i in range(20)]
-
-
 def test_a_list_names_the_unseen_labels(tmp_path):
     (tmp_path / "unseen.txt").write_text("# held back\nlabel 07\n\nlabel 03\n")
     seen, unseen = split_labels(NAMES, tmp_path / "unseen.txt", None, 0)
@@ -116,9 +115,6 @@ def test_some_labels_must_be_seen(tmp_path):
 
 
 # ---- train and test ---------------------------------------------------------------------------------------------
-
-MANY = [(f"{i}.jpg", [NAMES[i % 10]] + [NAMES[19]] * (i % 7 == 0)) for i in range(100)]  # 15 images carry label 19
-
 
 @pytest.mark.parametrize("share, count", [(0, 0), (0.2, 17), (0.5, 42)])
 def test_every_image_with_an_unseen_label_is_in_test(share, count):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INFO = {"seen": ["red", "blue"], "unseen": ["green"], "source": "numbers", "licence": "none"}
 SIZES = {"train": 5, "val": 2, "test": 3}
 FIRST = {"train": 0, "val": 100, "test": 200}  # the number of each split's first item
+GONE = [("train", "gone.jpg", "missing", "")]
 
 
 def row(item, log, broken=(), stop=None):
@@ -51,14 +53,13 @@ def out(tmp_path):
 
 @pytest.fixture
 def log(tmp_path):
-    folder = tmp_path / "log"
-    folder.mkdir()
-    return folder
+    return tmp_path / "log"
 
 
 @pytest.fixture
 def call(tmp_path, log, monkeypatch):
     """call(out, ...) writes ten small images in shards of two."""
+    log.mkdir()
     monkeypatch.setattr(writer, "SHARD", 2)
 
     def call(out="out", info=INFO, sizes=SIZES, workers=1, broken=(), stop=None, **rest):
@@ -191,9 +192,6 @@ def test_an_empty_folder_is_used(call, out):
 
 
 # ---- what is left out -------------------------------------------------------------------------------------------
-
-GONE = [("train", "gone.jpg", "missing", "")]
-
 
 def test_what_is_left_out_is_listed(call, out):
     assert call(broken=(1, 201), left_out=GONE) == {"train": 4, "val": 2, "test": 2}
@@ -340,21 +338,18 @@ def test_a_full_disk_ends_with_its_error(call, out, monkeypatch, name):
 
 # ---- a stopped process ------------------------------------------------------------------------------------------
 
-PHOTOS = 600
-
-
 @pytest.fixture(scope="module")
 def album(tmp_path_factory):
     """Arguments of data_prep.folder for some hundreds of photos, and the files of a run that nothing disturbed."""
     root = tmp_path_factory.mktemp("album")
     (root / "photos").mkdir()
-    rng = np.random.default_rng(0)
+    rng, count = np.random.default_rng(0), 600
     for i in range(9):
         noise = Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8))
         data = encode(noise.resize((800, 600)), "JPEG")
-        for k in range(i, PHOTOS, 9):
+        for k in range(i, count, 9):
             (root / "photos" / f"{k}.jpg").write_bytes(data)
-    lines = [f"{i}.jpg,{'abcdefghij'[i % 10]}" for i in range(PHOTOS)]
+    lines = [f"{i}.jpg,{'abcdefghij'[i % 10]}" for i in range(count)]
     (root / "labels.csv").write_text("\n".join(["image,labels", *lines]))
     arguments = ["--images", root / "photos", "--labels", root / "labels.csv"]
     arguments += ["--hold-out", "0.2", "--size", "200", "--workers", "2"]
@@ -380,10 +375,8 @@ def start(album, tmp_path, out):
 
     yield start
     for process in running:
-        try:
+        with suppress(ProcessLookupError):  # all its processes are gone
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # all its processes are gone
         process.wait()
         process.stdout.close()
 

@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision.transforms import v2
 
 from clipdec import Predictor, export_onnx, fit
 from clipdec.export import onnx as export
@@ -89,6 +90,4 @@ def test_without_the_extra(tiny_run, tmp_path, monkeypatch):
 
 def test_preprocessing_that_a_file_cannot_carry():
     with pytest.raises(ValueError, match="RandomGrayscale"):
-        from torchvision.transforms import v2
-
         export.describe(v2.Compose([v2.Resize(8), v2.RandomGrayscale()]))

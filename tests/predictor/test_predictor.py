@@ -237,7 +237,5 @@ def test_the_command_asks_about_the_labels_of_the_run(tiny, tiny_run, tmp_path, 
 
 
 def test_the_command_says_what_is_wrong(tiny_run, tmp_path, capsys):
-    code, _ = run(capsys, tmp_path, "x.png")
-    assert "is not a run folder" in code
-    code, _ = run(capsys, tiny_run[0], "x.png", "--labels", " ")
-    assert "no empty" in code
+    assert "is not a run folder" in run(capsys, tmp_path, "x.png")[0]
+    assert "no empty" in run(capsys, tiny_run[0], "x.png", "--labels", " ")[0]
