@@ -17,14 +17,9 @@ LISTS = {"48/17": ("coco_seen48", "coco_unseen17"), "65/15": ("coco_seen65", "co
 
 
 def read_instances(path):
-    """[(file name, class names)] of an instances_*.json, in its order, and the names of all classes.
-
-    Only the ids are kept of an annotation while the file is parsed: its outlines would fill the memory.
-    """
-
-    def slim(entry):
-        return (entry["image_id"], entry["category_id"]) if "category_id" in entry else entry
-
+    """[(file name, class names)] of an instances_*.json, in its order, and the names of all classes."""
+    # only the ids are kept of an annotation while the file is parsed: its outlines would fill the memory
+    slim = lambda entry: (entry["image_id"], entry["category_id"]) if "category_id" in entry else entry
     with open(path, encoding="utf8") as file:
         try:
             content = json.load(file, object_hook=slim)
@@ -32,20 +27,23 @@ def read_instances(path):
             labels = {image["id"]: set() for image in content["images"]}
             for image, category in content["annotations"]:
                 labels[image].add(names[category])
-            return [(image["file_name"], sorted(labels[image["id"]])) for image in content["images"]], set(names.values())
+            rows = [(image["file_name"], sorted(labels[image["id"]])) for image in content["images"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a COCO instances file ({type(error).__name__}: {error}): download it again") from None
+            fault = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} is not a COCO instances file ({fault}): download it again") from None
+    return rows, set(names.values())
 
 
 def read_split(root, split, year, known, limit):
     """[(path of the image below root, class names)] of COCO's train or val."""
-    path = Path(root) / "annotations" / f"instances_{split}{year}.json"
+    folder = f"{split}{year}"
+    path = Path(root) / "annotations" / f"instances_{folder}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: --root is the folder that holds COCO's annotations and images, and --year 2014 or 2017")
+        remedy = "--root is the folder that holds COCO's annotations and images, and --year 2014 or 2017"
+        raise FileNotFoundError(f"there is no {path}: {remedy}")
     rows, names = read_instances(path)
     if lacking := sorted(set(known) - names):
         raise ValueError(f"{path} lacks the classes {', '.join(lacking)}: it is not COCO's")
-    folder = f"{split}{year}"
     if not (Path(root) / folder).is_dir():
         raise FileNotFoundError(f"there is no image folder {Path(root) / folder}: unpack {folder}.zip in {root}")
     return [(f"{folder}/{name}", labels) for name, labels in rows[:limit]]
@@ -58,15 +56,13 @@ def main():
     options.add_argument("--year", choices=("2014", "2017"), default="2017", help="which of COCO's files")
     options.add_argument("--limit", type=int, help="only the first images of train and of val, this many of each")
 
-    def prepare(args):
+    with photos.run(options) as args:
         seen, unseen = (read_names(SPLITS / f"{name}.txt")[0] for name in LISTS[args.split])
-        splits = {ours: read_split(args.root, theirs, args.year, seen + unseen, args.limit) for ours, theirs in (("train", "train"), ("test", "val"))}
-        photos.prepare(
-            args, splits, seen, unseen, root=args.root, source=f"MS-COCO {args.year}, {args.split}",
-            licence="annotations CC BY 4.0 (cocodataset.org); each image under the terms of its Flickr page",
-        )
+        train, val = (read_split(args.root, split, args.year, seen + unseen, args.limit) for split in ("train", "val"))
+        splits, source = {"train": train, "test": val}, f"MS-COCO {args.year}, {args.split}"
+        licence = "annotations CC BY 4.0 (cocodataset.org); each image under the terms of its Flickr page"
+        photos.prepare(args, splits, seen, unseen, root=args.root, source=source, licence=licence)
 
-    photos.run(options, prepare)
 
 
 if __name__ == "__main__":

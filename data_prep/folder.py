@@ -2,9 +2,9 @@
 
     python -m data_prep.folder --images photos --labels labels.csv --unseen names.txt --out data/mine
 
-The CSV has the columns `image,labels` (a path below the folder; labels separated by `;`), or `image` and one column of 0 and 1
-a label. Unseen labels are listed one a line (--unseen), or drawn among all labels (--hold-out 0.2 --seed 0). Every photo that
-carries an unseen label is in test, with a share of the others (--test), so that no training photo shows one.
+The CSV has the columns `image,labels` (a path below the folder; labels separated by `;`), or `image` and one column of
+0 and 1 a label. Unseen labels are listed one a line (--unseen), or drawn among all (--hold-out 0.2 --seed 0). Every
+photo that carries one is in test, with a share of the others (--test), so that no training photo shows one.
 """
 
 import csv
@@ -22,7 +22,8 @@ def read_table(path):
         table = csv.reader(file)
         header = [name.strip() for name in next(table, [])]
         if "image" not in header or len(header) < 2:
-            raise ValueError(f"{path}: the first line must name the columns: image,labels or image and one column a label")
+            forms = "image,labels or image and one column a label"
+            raise ValueError(f"{path}: the first line must name the columns: {forms}")
         if repeated := sorted({name for name in header if header.count(name) > 1 or not name}):
             raise ValueError(f"{path}: empty or repeated columns: {', '.join(map(repr, repeated))}")
         rows, lines = [], {}
@@ -30,11 +31,13 @@ def read_table(path):
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                raise ValueError(f"{path}, line {table.line_num}: {len(cells)} cells where the first line has {len(header)}; quote a cell that holds a comma")
+                counts = f"{len(cells)} cells where the first line has {len(header)}"
+                raise ValueError(f"{path}, line {table.line_num}: {counts}; quote a cell that holds a comma")
             row = dict(zip(header, (cell.strip() for cell in cells)))
             image = row.pop("image").replace("\\", "/")  # written on Windows
             if image in lines:
-                raise ValueError(f"{path}: {image} stands in lines {lines[image]} and {table.line_num}: write all its labels in one")
+                both = f"lines {lines[image]} and {table.line_num}"
+                raise ValueError(f"{path}: {image} stands in {both}: write all its labels in one")
             lines[image] = table.line_num
             rows.append((image, _labels(row, f"{path}, line {table.line_num}")))
     return rows
@@ -57,10 +60,11 @@ def split_labels(names, unseen_file, hold_out, seed):
         for name in unseen:
             if name not in names:
                 close = difflib.get_close_matches(name, names, 1)
-                raise ValueError(f"{unseen_file} lists {name!r}, which no image carries" + (f": did you mean {close[0]!r}?" if close else ""))
+                hint = f": did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"{unseen_file} lists {name!r}, which no image carries{hint}")
+    elif not 0 < hold_out < 1:
+        raise ValueError("--hold-out must be above 0 and below 1")
     else:
-        if not 0 < hold_out < 1:
-            raise ValueError("--hold-out must be above 0 and below 1")
         unseen = random.Random(seed).sample(names, max(1, round(hold_out * len(names))))
     seen = [name for name in names if name not in set(unseen)]
     if not seen:
@@ -73,7 +77,7 @@ def split_rows(rows, unseen, share, seed):
     hidden = set(unseen)
     others = [i for i, (_, labels) in enumerate(rows) if not hidden & set(labels)]
     train = set(others) - set(random.Random(seed).sample(others, round(share * len(others))))
-    return {"train": [row for i, row in enumerate(rows) if i in train], "test": [row for i, row in enumerate(rows) if i not in train]}
+    return {"train": [rows[i] for i in sorted(train)], "test": [row for i, row in enumerate(rows) if i not in train]}
 
 
 def add_unseen_options(options):
@@ -87,19 +91,18 @@ def main():
     options = photos.parser(__doc__, "data/mine")
     options.add_argument("--images", required=True, help="folder of the photos")
     options.add_argument("--labels", required=True, help="CSV: image,labels or image and one 0/1 column a label")
-    options.add_argument("--test", type=float, default=0.2, help="share of the photos without an unseen label that is in test")
+    share = "share of the photos without an unseen label that is in test"
+    options.add_argument("--test", type=float, default=0.2, help=share)
     add_unseen_options(options)
 
-    def prepare(args):
+    with photos.run(options) as args:
         rows = read_table(args.labels)
         names = sorted({name for _, labels in rows for name in labels})
         seen, unseen = split_labels(names, args.unseen, args.hold_out, args.seed)
-        photos.prepare(
-            args, split_rows(rows, unseen, args.test, args.seed), seen, unseen, root=args.images,
-            source=f"photos of {Path(args.images).name}, labels of {Path(args.labels).name}", licence="that of the photos",
-        )
+        splits = split_rows(rows, unseen, args.test, args.seed)
+        source = f"photos of {Path(args.images).name}, labels of {Path(args.labels).name}"
+        photos.prepare(args, splits, seen, unseen, root=args.images, source=source, licence="that of the photos")
 
-    photos.run(options, prepare)
 
 
 if __name__ == "__main__":

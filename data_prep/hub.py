@@ -1,9 +1,9 @@
 """A data set of the Hugging Face hub with an image column and a list of labels, prepared for zero-shot training.
 
-    python -m data_prep.hub --dataset detection-datasets/coco --labels-column objects.category --hold-out 0.2 --limit 5000
+    python -m data_prep.hub --dataset detection-datasets/coco --labels-column objects.category --hold-out 0.2
 
-Its images are streamed: only those that are used are read, so a laptop can take a part (--limit). --dataset may also be a
-local folder: of image or parquet files, or one that `save_to_disk` wrote.
+Its images are streamed: only those that are used are read, so a laptop can take a part (--limit 5000). --dataset may
+also be a local folder: of image or parquet files, or one that `save_to_disk` wrote.
 """
 
 import re
@@ -38,9 +38,11 @@ def label_feature(features, column):
             feature = feature[key]
         feature = feature if listed else _item(feature)
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"there is no list of labels {column!r}: choose --labels-column among {', '.join(features)}") from None
+        remedy = f"choose --labels-column among {', '.join(features)}"
+        raise ValueError(f"there is no list of labels {column!r}: {remedy}") from None
     if not isinstance(feature, datasets.ClassLabel) and getattr(feature, "dtype", "") not in ("string", "large_string"):
-        raise ValueError(f"the labels of {column!r} are {feature}, neither names nor classes with names: choose another --labels-column")
+        kind = f"{feature}, neither names nor classes with names"
+        raise ValueError(f"the labels of {column!r} are {kind}: choose another --labels-column")
     return feature
 
 
@@ -52,10 +54,11 @@ def _item(feature):
 def read_labels(rows, column, limit):
     """[(index, label names)] of the first rows; their images are not read."""
     feature, found = label_feature(rows.features, column), []
+    name = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
     rows = rows.select_columns(column.split(".")[0])
     for index, row in enumerate(tqdm(rows.take(limit) if limit else rows, desc="labels", unit=" rows")):
         values = {v for v in reduce(_enter, column.split("."), row) or [] if v not in (None, -1)}  # -1: not annotated
-        found.append((index, sorted(feature.int2str(v) if isinstance(feature, datasets.ClassLabel) else v for v in values)))
+        found.append((index, sorted(map(name, values))))
     return found
 
 
@@ -68,7 +71,8 @@ class Images:
 
     def __init__(self, rows, column, dataset):
         if not isinstance(rows.features.get(column), datasets.Image):
-            raise ValueError(f"{column!r} is not a column of images: choose --image-column among {', '.join(rows.features)}")
+            remedy = f"choose --image-column among {', '.join(rows.features)}"
+            raise ValueError(f"{column!r} is not a column of images: {remedy}")
         self.rows = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
         self.column, self.folder, self.stream = column, Path(dataset).resolve(), None
 
@@ -97,11 +101,12 @@ def main():
     options.add_argument("--train-split", default="train", help="split that train and val are made of")
     options.add_argument("--test-split", default="test", help="split that test is made of")
     options.add_argument("--image-column", default="image")
-    options.add_argument("--labels-column", default="labels", help="a list of names or classes; objects.category leads into a column")
+    leads = "a list of names or classes; objects.category leads into a column"
+    options.add_argument("--labels-column", default="labels", help=leads)
     options.add_argument("--limit", type=int, help="only the first images of train and of test, this many of each")
     add_unseen_options(options)
 
-    def prepare(args):
+    with photos.run(options) as args:
         names = {"train": args.train_split, "test": args.test_split}
         streams = {split: open_split(args.dataset, args.config, args.revision, name) for split, name in names.items()}
         splits = {split: read_labels(rows, args.labels_column, args.limit) for split, rows in streams.items()}
@@ -109,12 +114,11 @@ def main():
         seen, unseen = split_labels(labels, args.unseen, args.hold_out, args.seed)
         images = {split: Images(rows, args.image_column, args.dataset) for split, rows in streams.items()}
         images["val"] = images["train"]  # its end
-        photos.prepare(
-            args, splits, seen, unseen, load=lambda split, items: [(f"{split} {i}", images[split][i], row) for i, row in items],
-            source=f"{args.dataset} {args.revision or ''}".strip(), licence=getattr(streams["train"].info, "license", "") or "see the data set's page",
-        )
+        load = lambda split, items: [(f"{split} {i}", images[split][i], row) for i, row in items]
+        source = f"{args.dataset} {args.revision or ''}".strip()
+        licence = getattr(streams["train"].info, "license", "") or "see the data set's page"
+        photos.prepare(args, splits, seen, unseen, load=load, source=source, licence=licence)
 
-    photos.run(options, prepare)
 
 
 if __name__ == "__main__":

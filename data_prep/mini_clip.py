@@ -1,13 +1,13 @@
-"""Train the mini CLIP that is packaged in `clipdec/mini_clip/`: a small open_clip model, from scratch, on captioned emoji scenes.
+"""Train the mini CLIP that is packaged in `clipdec/mini_clip/`: a small open_clip model, from scratch, on captioned
+emoji scenes.
 
     python -m data_prep.mini_clip --out clipdec/mini_clip
 
-Contrastive training as CLIP's (Radford et al. 2021): each batch pairs scenes of one to three objects with captions that name
-them, unseen concepts included, as captions of the web do. The names of a batch are drawn without repetition, so no caption
-fits another scene of its batch. Scenes are drawn as they are needed and none is seen twice.
+Contrastive training as CLIP's (Radford et al. 2021): each batch pairs scenes of one to three objects with captions that
+name them, unseen concepts included, as captions of the web do. The names of a batch are drawn without repetition, so no
+caption fits another scene of its batch. Scenes are drawn as they are needed and none is seen twice.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -20,24 +20,20 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data_prep import emoji_scenes
+from clipdec.labels import join_names
+from data_prep import emoji_scenes, script
 
-CONFIG = {
-    "model_cfg": {
-        "embed_dim": 128,
-        "vision_cfg": {"image_size": 128, "patch_size": 16, "layers": 4, "width": 192, "head_width": 48, "pool_type": "avg"},
-        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-    },
-    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"},
-}
+IMAGE = {"image_size": 128, "patch_size": 16, "layers": 4, "width": 192, "head_width": 48, "pool_type": "avg"}
+TEXT = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+CONFIG = {"model_cfg": {"embed_dim": 128, "vision_cfg": IMAGE, "text_cfg": TEXT}, "preprocess_cfg": PIXELS}
 TEMPLATES = ("a photo of {}", "a picture of {}", "an image with {}", "{}")
 NAMES = [name for part in emoji_scenes.concepts()[:2] for name in part]
 
 
 def caption(rng, names):
     """A sentence that names the objects, in any order: "a photo of pizza, dog face and key"."""
-    names = [names[i] for i in rng.permutation(len(names))]
-    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    listed = join_names([names[i] for i in rng.permutation(len(names))])
     return TEMPLATES[rng.integers(len(TEMPLATES))].format(listed)
 
 
@@ -56,7 +52,7 @@ class Batches(Dataset):
         counts = rng.choice([1, 2, 3], self.batch_size, p=[0.5, 0.35, 0.15])
         groups = [[names.pop() for _ in range(n)] for n in counts]
         settings = rng.choice(list(emoji_scenes.SETTINGS), self.batch_size)
-        pixels = np.stack([np.asarray(emoji_scenes.draw(rng, group, setting)) for group, setting in zip(groups, settings)])
+        pixels = np.stack([np.asarray(emoji_scenes.draw(rng, *scene)) for scene in zip(groups, settings)])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), self.tokenizer([caption(rng, group) for group in groups])
 
 
@@ -74,16 +70,16 @@ def accuracy(model, tokenizer, seed, per_name=4):
     settings = list(emoji_scenes.SETTINGS)
     for _ in range(per_name):
         pixels = [np.asarray(emoji_scenes.draw(rng, [n], settings[rng.integers(len(settings))])) for n in NAMES]
-        for part, index in zip(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).split(256), torch.arange(len(NAMES)).split(256)):
-            right += (model.encode_image(normalise(part), normalize=True) @ text.T).argmax(1).eq(index).sum().item()
+        parts = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).split(256)
+        image = torch.cat([model.encode_image(normalise(part), normalize=True) for part in parts])
+        right += (image @ text.T).argmax(1).eq(torch.arange(len(NAMES))).sum().item()
     model.train()
     return 100 * right / (per_name * len(NAMES))
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix is replaced by its nearest orthogonal one (Jordan et al. 2024), as `torch.optim.Muon`, in float32.
-
-    torch's computes in bfloat16, which a CPU without bfloat16 units emulates slowly.
+    """Momentum whose matrix is replaced by its nearest orthogonal one (Jordan et al. 2024), at the RMS of AdamW: as
+    `torch.optim.Muon`, but not in bfloat16, which a CPU without bfloat16 units emulates slowly.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.05):
@@ -94,7 +90,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalise(p.grad.lerp(buffer, group["momentum"])) * 0.2 * max(p.shape) ** 0.5  # RMS as AdamW's
+                update = orthogonalise(p.grad.lerp(buffer, group["momentum"])) * 0.2 * max(p.shape) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
 
 
@@ -120,9 +116,11 @@ def train(out, steps, batch_size, lr, seed, workers, log_every=100):
     torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG["model_cfg"])
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"])
-    loader = DataLoader(Batches(tokenizer, batch_size, steps, seed), batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+    batches, ahead = Batches(tokenizer, batch_size, steps, seed), 4 if workers else None
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=ahead)
     opts, criterion, start = optimisers(model, lr), ClipLoss(), time.time()
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False, anneal_strategy="linear") for o in opts]
+    once = {"total_steps": steps, "pct_start": 0.1, "cycle_momentum": False, "anneal_strategy": "linear"}
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, lr, **once) for o in opts]
     for step, (pixels, ids) in enumerate(tqdm(loader, desc="mini CLIP", mininterval=10), 1):
         image, text = model.encode_image(normalise(pixels), normalize=True), model.encode_text(ids, normalize=True)
         loss = criterion(image, text, model.logit_scale.exp())
@@ -132,7 +130,8 @@ def train(out, steps, batch_size, lr, seed, workers, log_every=100):
         model.zero_grad()
         model.logit_scale.data.clamp_(max=np.log(100))
         if step % log_every == 0:
-            print(f"step {step} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f} {time.time() - start:.0f} s", flush=True)
+            scale, seconds = model.logit_scale.exp().item(), time.time() - start
+            print(f"step {step} loss {loss.item():.3f} scale {scale:.1f} {seconds:.0f} s", flush=True)
         if step % (2 * log_every) == 0:
             save(model, out)
             print(f"step {step} top-1 {accuracy(model, tokenizer, seed + 1, 1):.1f} %", flush=True)
@@ -148,21 +147,21 @@ def save(model, out):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", default="clipdec/mini_clip", help="folder to write")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
-    args = parser.parse_args()
-    model, tokenizer, seconds = train(args.out, args.steps, args.batch_size, args.lr, args.seed, args.workers)
+    options = script.parser(__doc__, "clipdec/mini_clip")
+    options.add_argument("--steps", type=int, default=1600)
+    options.add_argument("--batch-size", type=int, default=256)
+    options.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--workers", type=int, default=1, help="processes that draw")
+    args = options.parse_args()
+    model, tokenizer, seconds = train(**vars(args))
     save(model, args.out)
     top1 = accuracy(model, tokenizer, args.seed + 1)
-    print(f"{args.steps} steps of {args.batch_size} in {seconds:.0f} s, zero-shot top-1 {top1:.1f} % of {len(NAMES)} names")
-    note = {k: v for k, v in vars(args).items() if k != "out"} | {
-        "seconds": round(seconds), "zero_shot_top1": round(top1, 2), "torch": torch.__version__, "threads": torch.get_num_threads(),
-    }
+    found = f"zero-shot top-1 {top1:.1f} % of {len(NAMES)} names"
+    print(f"{args.steps} steps of {args.batch_size} in {seconds:.0f} s, {found}")
+    note = {k: v for k, v in vars(args).items() if k != "out"}
+    note |= {"seconds": round(seconds), "zero_shot_top1": round(top1, 2)}
+    note |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     (Path(args.out) / "training.json").write_text(json.dumps(note, indent=1) + "\n")
 
 

@@ -6,7 +6,7 @@ SPLITS = Path(__file__).parent / "splits"
 
 
 def read_names(path):
-    """Names of a list file in order, and the heading (the last `# heading` above it) of each name. Raises ValueError if it has none."""
+    """Names of a list file in order, and of each the last `# heading` above it. Raises ValueError if there is none."""
     names, headings, heading = [], {}, ""
     for line in Path(path).read_text(encoding="utf-8-sig").splitlines():
         if line.startswith("#"):

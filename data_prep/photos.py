@@ -1,6 +1,5 @@
 """Photographs for a prepared data set: read safely, upright, RGB, small, and a reason for each that cannot be used."""
 
-import argparse
 import hashlib
 import io
 import os
@@ -8,16 +7,19 @@ import random
 import re
 import sys
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_prep import script
 from data_prep.writer import LeftOut, write
 
 Image.init()
-FORMATS = [f for f in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM") if f in Image.OPEN]  # not EPS, which runs a program
+# not EPS, which runs a program
+FORMATS = [f for f in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM") if f in Image.OPEN]
 MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # of a JPEG's segments; the others belong to its compressed data
 QUALITY = 90  # of the JPEGs
 
@@ -27,8 +29,8 @@ QUALITY = 90  # of the JPEGs
 def open_photo(data, size):
     """The bytes of an image file as an upright RGB image, its short side at most `size` px.
 
-    16-bit grey is brought to 8 bits by its high byte; what is transparent becomes white.
-    Raises LeftOut if the file is empty, truncated, too large (Pillow's limit against decompression bombs), or not an image.
+    16-bit grey is brought to 8 bits by its high byte; what is transparent becomes white. Raises LeftOut if the file is
+    empty, truncated, too large (Pillow's limit against decompression bombs), or not an image.
     """
     if not data:
         raise LeftOut("empty", "0 bytes")
@@ -39,8 +41,8 @@ def open_photo(data, size):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.format in ("JPEG", "MPO") and not _has_end(data):  # libjpeg would paint what is lost
                 raise LeftOut("truncated", "the JPEG has no end")
-            scale = min(1, 2 * size / min(image.size))
-            image.draft(image.mode, (round(image.width * scale), round(image.height * scale)))  # a JPEG is decoded at a fraction
+            scale = min(1, 2 * size / min(image.size))  # a JPEG is decoded at a fraction
+            image.draft(image.mode, (round(image.width * scale), round(image.height * scale)))
             ImageOps.exif_transpose(image, in_place=True)
             image = _eight_bits(image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -53,10 +55,10 @@ def open_photo(data, size):
 
 
 def _has_end(jpeg):
-    """Whether the segments of a JPEG lead to its end marker."""
+    """Whether the segments of a JPEG, one behind the other, lead to its end marker."""
     found = MARKER.search(jpeg, 2)
     while found and found[1] != b"\xd9":
-        found = MARKER.search(jpeg, found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big"))  # behind its segment
+        found = MARKER.search(jpeg, found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big"))
     return bool(found)
 
 
@@ -97,8 +99,8 @@ def inside(root, name):
 def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None, max_missing=100.0):
     """Prepare photos for zero-shot training in the folder args.out.
 
-    Train keeps the images that carry a seen label, and of their labels the seen ones; a part of it becomes val. Test keeps
-    every image and all of its labels.
+    Train keeps the images that carry a seen label, and of their labels the seen ones; a part of it becomes val. Test
+    keeps every image and all of its labels.
 
     Args:
         args: the options that all scripts share: out, size, val, seed, workers.
@@ -108,28 +110,31 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
         max_missing: percent of the images that may be missing or unreadable.
     """
     index = {name: i for i, name in enumerate([*seen, *unseen])}
-    coded = {split: [(name, sorted({index[n] for n in names if n in index})) for name, names in rows] for split, rows in splits.items()}
-    train = [(name, own) for name, labels in coded["train"] if (own := [i for i in labels if i < len(seen)])]
-    test, unused = coded["test"], len(coded["train"]) - len(train)
+    codes = lambda names: sorted({index[name] for name in names if name in index})
+    shown, test = ([(name, codes(names)) for name, names in splits[split]] for split in ("train", "test"))
+    train = [(name, own) for name, labels in shown if (own := [i for i in labels if i < len(seen)])]
     if not train or not test:
-        raise ValueError(f"{len(train)} train images carry a seen label and there are {len(test)} test images: both are needed")
+        found = f"{len(train)} train images carry a seen label and there are {len(test)} test images"
+        raise ValueError(f"{found}: both are needed")
     n = round(args.val * len(train))
     held = set(range(len(train) - n, len(train)) if load else random.Random(args.seed).sample(range(len(train)), n))
-    plan = {"train": [row for i, row in enumerate(train) if i not in held], "val": [row for i, row in enumerate(train) if i in held], "test": test}
-    showing = sum(min(labels) < len(seen) <= max(labels) for _, labels in coded["train"] if labels)
-    print(f"train: {unused} images without a seen label are not used; {showing} of the used ones also show an unseen label, which training is not told")
+    plan = {"train": [row for i, row in enumerate(train) if i not in held], "val": [train[i] for i in sorted(held)]}
+    plan["test"] = test
+    unused = len(shown) - len(train)
+    showing = sum(min(labels) < len(seen) <= max(labels) for _, labels in shown if labels)
+    untold = f"{showing} of the used ones also show an unseen label, which training is not told"
+    print(f"train: {unused} images without a seen label are not used; {untold}")
     items, missing = _find(plan, root) if root else (plan, [])
-    info = {
-        "seen": list(seen), "unseen": list(unseen), "source": source, "licence": licence, "size": args.size, "seed": args.seed, "val": args.val,
-        "train_without_seen_label": unused, "train_showing_unseen": showing, "missing": len(missing),
-        "records": hashlib.sha256(repr(items).encode()).hexdigest(),  # which images with which labels
-    }
+    info = {"seen": list(seen), "unseen": list(unseen), "source": source, "licence": licence}
+    info |= {"size": args.size, "seed": args.seed, "val": args.val}
+    info |= {"train_without_seen_label": unused, "train_showing_unseen": showing, "missing": len(missing)}
+    info["records"] = hashlib.sha256(repr(items).encode()).hexdigest()  # which images with which labels
     make = partial(make_row, size=args.size)
     return write(args.out, info, items, make, args.workers, load=load, left_out=missing, max_missing=max_missing)
 
 
 def _find(plan, root):
-    """({split: [(name, file, labels)]}, [(split, name, reason, detail)]): the images whose files are there, and those missing."""
+    """({split: [(name, file, labels)]}, [(split, name, reason, detail)]): images whose files are there, and missing."""
     items, missing = {}, []
     for split, rows in plan.items():
         files = [(name, inside(root, name), labels) for name, labels in rows]
@@ -142,8 +147,7 @@ def _find(plan, root):
 
 def parser(doc, out=None):
     """An ArgumentParser with the options that all scripts share."""
-    options = argparse.ArgumentParser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    options.add_argument("--out", default=out, required=out is None, help="folder to write")
+    options = script.parser(doc, out)
     options.add_argument("--size", type=int, default=256, help="short side of the stored images, px")
     options.add_argument("--val", type=float, default=0.1, help="share of the train images that becomes val")
     options.add_argument("--seed", type=int, default=0, help="seed of every random choice")
@@ -151,14 +155,12 @@ def parser(doc, out=None):
     return options
 
 
-def run(options, prepare_from):
-    """Call prepare_from(arguments) with the parsed command line; an error becomes a message that says what to do."""
+@contextmanager
+def run(options):
+    """The parsed command line, for the work of a script; its error becomes a message that says what to do."""
     args = options.parse_args()
     if args.size < 1 or args.workers < 1 or not 0 <= args.val < 1:
         options.error("--size and --workers must be at least 1, --val from 0 to below 1")
-    try:
-        prepare_from(args)
-    except KeyboardInterrupt:
-        sys.exit("stopped: the same command goes on from here")
-    except (OSError, ValueError) as error:
-        sys.exit(f"{options.prog}: {error}")
+    fail = lambda text: sys.exit(f"{options.prog}: {text}")
+    with script.messages(fail, "stopped: the same command goes on from here"):
+        yield args

@@ -1,14 +1,15 @@
-"""Write a prepared data set: in shards and by several processes, so that a stop costs little, under a name of its own until it is whole."""
+"""Write a prepared data set in shards, by several processes, and under a name of its own until it is whole."""
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import threading
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -26,11 +27,11 @@ class LeftOut(Exception):
 
 
 def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_missing=100.0, replace=None):
-    """Write the folder `out`: the `save_to_disk` layout of `datasets`, labels.json, and left_out.csv if anything was left out.
+    """Write the folder `out`: the `save_to_disk` layout of `datasets`, labels.json, and left_out.csv if there is any.
 
-    The work is done in the folder `<out>.partial`, shard by shard. A call that was stopped goes on from the shards that
-    are there; `<out>.partial` is renamed to `out` when nothing is missing. If `out` already holds the same data set,
-    nothing is done.
+    The work is done in the folder `<out>.partial`, shard by shard, so that a stop costs little: the next call goes on
+    from the shards that are there. `<out>.partial` is renamed to `out` when nothing is missing. If `out` already holds
+    the same data set, nothing is done.
 
     Args:
         info: contents of labels.json; equal info must mean an equal data set.
@@ -60,13 +61,15 @@ def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_mis
             _report(partial, left_out, total, max_missing)
             _write_shards(partial, splits, make, workers, load)
             kept, left = _collect(partial, splits)
+            left = [*left_out, *left]
             try:
-                _report(partial, [*left_out, *left], total, max_missing)
+                _report(partial, left, total, max_missing)
             except ValueError:
                 _forget(partial, splits)
                 raise
-            reasons = dict(Counter(reason for _, _, reason, _ in [*left_out, *left]).most_common())
-            _write_whole(partial / "labels.json", json.dumps(info | {"images": kept, "left_out": reasons}, ensure_ascii=False, indent=1))
+            reasons = dict(Counter(reason for _, _, reason, _ in left).most_common())
+            facts = info | {"images": kept, "left_out": reasons}
+            _write_whole(partial / "labels.json", json.dumps(facts, ensure_ascii=False, indent=1))
             shutil.rmtree(out, ignore_errors=True)
             partial.rename(out)
             _clean(out)
@@ -78,8 +81,9 @@ def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_mis
 
 def summary(kept, left):
     """"8 train, 2 test images kept; left out: 3 (2 missing, 1 truncated)". left: {reason: number}."""
+    images = ", ".join(f"{n} {split}" for split, n in kept.items())
     reasons = ", ".join(f"{n} {reason}" for reason, n in left.items())
-    return ", ".join(f"{n} {split}" for split, n in kept.items()) + f" images kept; left out: {sum(left.values())}" + (f" ({reasons})" if reasons else "")
+    return f"{images} images kept; left out: {sum(left.values())}" + (f" ({reasons})" if left else "")
 
 
 def _ready(out, info, replace):
@@ -118,33 +122,21 @@ def _shards(partial, splits):
 
 
 def _write_shards(partial, splits, make, workers, load):
-    todo, done = [], 0
-    for shard in _shards(partial, splits):
-        if shard[1].is_file():
-            done += len(shard[2])
-        else:
-            todo.append(shard)
-    if done:
-        print(f"{done} images are there already")
-    jobs = ((path, make, load(split, items) if load else items) for split, path, items in todo)
-    with tqdm(desc=partial.stem, total=sum(map(len, splits.values())), initial=done, unit=" images", mininterval=1) as bar:
-        for number in _run(_write_shard, jobs, workers):
-            bar.update(number)
-
-
-def _run(function, jobs, workers):
-    """Results of function(*job) by `workers` processes, as they come. Few jobs wait at a time: they may carry images."""
-    with ProcessPoolExecutor(workers, initializer=_follow_parent) as pool:
-        pending = set()
+    """Write the shards that lack. Few of them wait for a process at a time: their items may be whole images."""
+    todo = [shard for shard in _shards(partial, splits) if not shard[1].is_file()]
+    total = sum(map(len, splits.values()))
+    if there := total - sum(len(items) for _, _, items in todo):
+        print(f"{there} images are there already")
+    pool, pending = ProcessPoolExecutor(workers, initializer=_follow_parent), set()
+    with pool, tqdm(desc=partial.stem, total=total, initial=there, unit=" images", mininterval=1) as bar:
         try:
-            for job in jobs:
-                pending.add(pool.submit(function, *job))
+            for split, path, items in todo:
+                pending.add(pool.submit(_write_shard, path, make, load(split, items) if load else items))
                 if len(pending) > workers:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+                    bar.update(sum(future.result() for future in done))
+            for future in as_completed(pending):
+                bar.update(future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)  # the shards in work are finished and kept
             raise
@@ -170,21 +162,17 @@ def _write_shard(path, make, items):
         except LeftOut as reason:
             left.append([item[0], *reason.args])
     path.parent.mkdir(exist_ok=True)
-    table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
-    aside = path.with_suffix(f".{os.getpid()}")
-    with open(aside, "wb") as file:
-        with pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table, max_chunksize=64)
-        _flush(file)
-    with open(aside, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    table, file = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=64)
+    digest = hashlib.sha256(file.getbuffer()).hexdigest()
     _write_whole(path.with_suffix(".json"), json.dumps({"rows": len(rows), "sha256": digest, "left_out": left}))
-    os.replace(aside, path)  # last: where it is, the shard is whole
+    _write_whole(path, file.getvalue())  # last: where it is, the shard is whole
     return len(items)
 
 
 def _collect(partial, splits):
-    """Turn whole shards into splits that `datasets` opens. Returns ({split: images}, [(split, name, reason, detail)] left out)."""
+    """Make splits that `datasets` opens of the shards. Returns ({split: images}, [(split, name, reason, detail)])."""
     kept, left, shards = dict.fromkeys(splits, 0), [], {split: [] for split in splits}
     for split, path, _ in _shards(partial, splits):
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf8"))
@@ -205,15 +193,14 @@ def _collect(partial, splits):
 
 def _report(partial, left, total, max_missing):
     """List what is left out in left_out.csv. Raises ValueError if that is more than `max_missing` percent."""
+    path, share = partial / "left_out.csv", 100 * len(left) / max(total, 1)
     if left:
-        with open(partial / "left_out.csv", "w", newline="", encoding="utf8") as file:
+        with open(path, "w", newline="", encoding="utf8") as file:
             csv.writer(file).writerows([("split", "image", "reason", "detail"), *left])
-    share = 100 * len(left) / max(total, 1)
     if share > max_missing:
-        raise ValueError(
-            f"{len(left)} of {total} images ({share:.3g} %) are missing or cannot be read, more than --max-missing {max_missing:g}: "
-            f"{partial / 'left_out.csv'} lists them; find them, or allow more"
-        )
+        found = f"{len(left)} of {total} images ({share:.3g} %) are missing or cannot be read"
+        limit = f"more than --max-missing {max_missing:g}"
+        raise ValueError(f"{found}, {limit}: {path} lists them; find them, or allow more")
 
 
 def _forget(partial, splits):
@@ -230,11 +217,11 @@ def _clean(folder):
             path.unlink(missing_ok=True)
 
 
-def _write_whole(path, text):
-    """Write a text file so that it is there as a whole or not at all."""
+def _write_whole(path, content):
+    """Write a file of text or bytes so that it is there as a whole or not at all."""
     aside = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf8") as file:
-        file.write(text)
+    with open(aside, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         _flush(file)
     os.replace(aside, path)
 

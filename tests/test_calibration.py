@@ -8,6 +8,12 @@ import torch
 from clipdec.calibration import OFFSETS, Calibration, best_threshold, fit_calibration, platt, reliability, seen_offset
 
 
+def drawn(images, labels, scale, shift, spread=3):
+    """Logits, and targets that have the probabilities sigmoid(scale * logit + shift)."""
+    logits = spread * torch.randn(images, labels)
+    return logits, torch.rand(images, labels) < (scale * logits + shift).sigmoid()
+
+
 def harmonic(logits, targets, unseen, offset, k):
     """Harmonic mean of R@k of seen and of unseen labels, counted one image at a time."""
     hits = {True: 0, False: 0}
@@ -43,31 +49,27 @@ def test_without_one_kind_there_is_no_offset():
 
 
 def test_platt_finds_the_scale_and_shift_behind_the_labels():
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(200, 500, generator=generator)
-    targets = torch.rand(logits.shape, generator=generator) < (0.5 * logits - 1).sigmoid()
-    scale, shift = platt(logits, targets)
+    scale, shift = platt(*drawn(200, 500, 0.5, -1))
     assert scale == pytest.approx(0.5, abs=0.02) and shift == pytest.approx(-1, abs=0.03)
 
 
 def test_platt_of_labels_that_are_told_apart_without_an_error_stays_finite():
     scale, shift = platt(torch.tensor([3.0, 2.0, -1.0, -2.0, -3.0]), torch.tensor([1, 1, 0, 0, 0]).bool())
-    probabilities = (scale * torch.tensor([2.5, -2.0]) + shift).sigmoid()
-    assert 0 < scale < 20 and probabilities.tolist() == pytest.approx([3 / 4, 1 / 5], abs=0.07)  # (2 + 1) / (2 + 2), 1 / (3 + 2)
+    probabilities = (scale * torch.tensor([2.5, -2.0]) + shift).sigmoid().tolist()
+    assert 0 < scale < 20
+    assert probabilities == pytest.approx([3 / 4, 1 / 5], abs=0.07)  # (2 + 1) / (2 + 2), 1 / (3 + 2)
 
 
 def test_platt_keeps_the_order_of_labels_of_a_bad_model():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(100, 50, generator=generator)
-    targets = torch.rand(logits.shape, generator=generator) < (-2 * logits - 3).sigmoid()
+    logits, targets = drawn(100, 50, -2, -3, spread=1)
     scale, shift = platt(logits, targets)
-    assert 0 < scale < 0.01 and torch.tensor(shift).sigmoid().item() == pytest.approx(targets.double().mean().item(), rel=0.02)
+    rate = targets.double().mean().item()
+    assert 0 < scale < 0.01 and torch.tensor(shift).sigmoid().item() == pytest.approx(rate, rel=0.02)
 
 
 def test_the_threshold_has_the_best_f1_of_all():
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.rand(40, 30, generator=generator) < 0.1
-    probabilities = (0.3 * targets + torch.rand(targets.shape, generator=generator)).mul(20).round() / 26  # many are equal
+    targets = torch.rand(40, 30) < 0.1
+    probabilities = (0.3 * targets + torch.rand(40, 30)).mul(20).round() / 26  # many are equal
     f1 = {}
     for threshold in probabilities.unique().tolist():
         predicted = probabilities >= threshold
@@ -77,9 +79,7 @@ def test_the_threshold_has_the_best_f1_of_all():
 
 
 def test_a_calibration_is_fitted_to_all_labels_at_once():
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(200, 50, generator=generator)
-    targets = torch.rand(logits.shape, generator=generator) < (0.5 * logits - 1).sigmoid()
+    logits, targets = drawn(200, 50, 0.5, -1)
     fitted = fit_calibration(logits, targets)
     assert fitted.log_odds(torch.tensor(2.0)).item() == pytest.approx(0, abs=0.1) and 0.2 < fitted.threshold < 0.5
     assert fitted.base_rate == pytest.approx(targets.float().mean().item())
@@ -88,18 +88,17 @@ def test_a_calibration_is_fitted_to_all_labels_at_once():
 
 
 def test_another_base_rate_moves_probabilities_by_bayes_rule():
-    """A label in 1 % of the images and one in 30 %, with the same two outcomes of a test that sees 80 % and errs in 10 %."""
+    """A label in 1 % of the images and one in 30 %, with both outcomes of a test that sees 80 % and errs in 10 %."""
     fitted = Calibration(scale=2.0, shift=-1.0, threshold=0.3, base_rate=0.01)
-
-    def posterior(base_rate, likelihood_ratio):
-        return base_rate * likelihood_ratio / (base_rate * likelihood_ratio + 1 - base_rate)
-
+    moved = fitted.at(0.3)
+    posterior = lambda base_rate, ratio: base_rate * ratio / (base_rate * ratio + 1 - base_rate)
     for ratio in (0.8 / 0.1, 0.2 / 0.9):
         p = posterior(0.01, ratio)
         logit = (math.log(p / (1 - p)) + 1) / 2  # the one that is given this probability
-        moved = fitted.at(0.3)
-        assert torch.tensor(moved.scale * logit + moved.shift).sigmoid().item() == pytest.approx(posterior(0.3, ratio), rel=1e-5)
-    assert (moved.threshold, moved.scale, moved.base_rate) == (0.3, 2.0, 0.3) and moved.at(0.01).shift == pytest.approx(-1.0)
+        probability = torch.tensor(moved.scale * logit + moved.shift).sigmoid().item()
+        assert probability == pytest.approx(posterior(0.3, ratio), rel=1e-5)
+    assert (moved.threshold, moved.scale, moved.base_rate) == (0.3, 2.0, 0.3)
+    assert moved.at(0.01).shift == pytest.approx(-1.0)
     for wrong in (0, 1, -0.1):
         with pytest.raises(ValueError, match="between 0 and 1"):
             fitted.at(wrong)

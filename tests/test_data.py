@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from clipdec import hold_out, load_data
-from data_prep import emoji_scenes
-from data_prep.emoji_scenes import concepts, glyph, prepare, scene
+from data_prep import emoji_scenes, writer
+from data_prep.emoji_scenes import GLYPH, concepts, glyph, prepare, scene
 
 SIZES = {"train": 3, "val": 1, "test": 2}
 
@@ -23,7 +23,6 @@ def files(folder):
 
 # ---- concepts and glyphs ----------------------------------------------------------------------------------------
 
-
 def test_label_lists():
     seen, unseen, themes, glyphs = concepts()
     assert len(seen) == len(set(seen)) == 925 and len(unseen) == len(set(unseen)) == 81
@@ -34,13 +33,12 @@ def test_label_lists():
 
 def test_every_concept_has_a_picture_of_its_own():
     seen, unseen, *_ = concepts()
-    canvas = Image.new("RGBA", (2 * emoji_scenes.GLYPH, 2 * emoji_scenes.GLYPH))
-    ImageDraw.Draw(canvas).text((emoji_scenes.GLYPH, emoji_scenes.GLYPH), "\U0010fffd", font=emoji_scenes._font(), embedded_color=True, anchor="mm")
+    canvas, how = Image.new("RGBA", (2 * GLYPH, 2 * GLYPH)), {"embedded_color": True, "anchor": "mm"}
+    ImageDraw.Draw(canvas).text((GLYPH, GLYPH), "\U0010fffd", font=emoji_scenes._font(), **how)
     missing = canvas.crop(canvas.getbbox())  # what the font draws for a character that it lacks
-    pictures = {"(missing)": (missing.size, missing.tobytes())} | {n: (glyph(n).size, glyph(n).tobytes()) for n in seen + unseen}
-    names = {}
-    for name, picture in pictures.items():
-        names.setdefault(picture, []).append(name)
+    names = {(missing.size, missing.tobytes()): ["(missing)"]}
+    for name in seen + unseen:
+        names.setdefault((glyph(name).size, glyph(name).tobytes()), []).append(name)
     assert [same for same in names.values() if len(same) > 1] == []
 
 
@@ -51,12 +49,11 @@ def test_concepts_are_single_characters():
 
 # ---- scenes -----------------------------------------------------------------------------------------------------
 
-
 def test_one_seed_draws_one_scene():
-    a, b, other, split, index = scene(3, "test", 5), scene(3, "test", 5), scene(4, "test", 5), scene(3, "train", 5), scene(3, "test", 6)
+    a, b = scene(3, "test", 5), scene(3, "test", 5)
     assert a["labels"] == b["labels"] and a["image"].tobytes() == b["image"].tobytes()
-    for x in (other, split, index):
-        assert x["image"].tobytes() != a["image"].tobytes()
+    for other in ((4, "test", 5), (3, "train", 5), (3, "test", 6)):
+        assert scene(*other)["image"].tobytes() != a["image"].tobytes()
 
 
 def test_scenes_have_1_to_6_different_sorted_labels():
@@ -77,16 +74,14 @@ def test_unseen_labels_are_in_test_only(tiny):
 
 
 def test_the_scene_is_of_its_labels(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(emoji_scenes, "draw", lambda rng, names, setting: drawn.append(names) or Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(emoji_scenes, "draw", lambda rng, names, setting: names)
     labels = concepts()[0] + concepts()[1]
     for index in range(20):
         row = scene(0, "test", index)
-        assert sorted(drawn[-1]) == sorted(labels[i] for i in row["labels"])
+        assert sorted(row["image"]) == sorted(labels[i] for i in row["labels"])
 
 
 # ---- the prepared folder ----------------------------------------------------------------------------------------
-
 
 def test_the_folder_holds_the_scenes(tiny):
     for split in (tiny.train, tiny.val, tiny.test):
@@ -121,7 +116,8 @@ def test_another_seed_replaces_the_scenes(tmp_path):
 
 
 def test_workers_draw_the_same(tmp_path):
-    one, two = (load_data(prepare(tmp_path / str(n), 5, {"train": 4, "val": 1, "test": 1}, workers=n)).train for n in (1, 2))
+    sizes = {"train": 4, "val": 1, "test": 1}
+    one, two = (load_data(prepare(tmp_path / str(n), 5, sizes, workers=n)).train for n in (1, 2))
     assert torch.equal(one.targets, two.targets)
     assert all(one.image(i).tobytes() == two.image(i).tobytes() for i in range(4))
 
@@ -164,21 +160,24 @@ def test_foreign_folders_are_not_overwritten(tmp_path):
 
 # ---- load_data --------------------------------------------------------------------------------------------------
 
-
-def png(colour):
+def png(colour, mode="RGB"):
     file = io.BytesIO()
-    Image.new("RGB", (6, 5), colour).save(file, "PNG")
+    Image.new(mode, (6, 5), colour).save(file, "PNG")
     return file.getvalue()
 
 
-def write(folder, rows=None, seen=("a", "b"), unseen=("c",), splits=("train", "val", "test"), names=True):
+RED = png("red")
+ROWS = [(RED, [0]), (png("blue"), [2, 1]), (png("lime"), [])]
+
+
+def write(folder, rows=ROWS, seen=("a", "b"), unseen=("c",), splits=("train", "val", "test"), names=True):
     """A prepared data set of any images: `rows` are (bytes, label indices) of every split."""
-    rows = [(png("red"), [0]), (png("blue"), [2, 1]), (png("lime"), [])] if rows is None else rows
-    features = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("int32"))})
-    table = {"image": [{"bytes": b, "path": f"{i}.png"} for i, (b, _) in enumerate(rows)], "labels": [labels for _, labels in rows]}
-    datasets.DatasetDict({s: datasets.Dataset.from_dict(table, features) for s in splits}).save_to_disk(folder)
+    table = [{"image": {"bytes": data, "path": f"{i}.png"}, "labels": labels} for i, (data, labels) in enumerate(rows)]
+    split = datasets.Dataset.from_list(table, writer.FEATURES)
+    datasets.DatasetDict(dict.fromkeys(splits, split)).save_to_disk(folder)
     if names:
-        (folder / "labels.json").write_text(json.dumps({"seen": seen, "unseen": unseen, "source": "a test", "licence": "none"}))
+        info = {"seen": seen, "unseen": unseen, "source": "a test", "licence": "none"}
+        (folder / "labels.json").write_text(json.dumps(info))
     return folder
 
 
@@ -207,9 +206,7 @@ def test_select_keeps_images_and_targets_together(tiny):
 
 
 def test_images_become_rgb(tmp_path):
-    file = io.BytesIO()
-    Image.new("LA", (4, 4), (90, 10)).save(file, "PNG")
-    image = load_data(write(tmp_path / "x", [(file.getvalue(), [0])])).train.image(0)
+    image = load_data(write(tmp_path / "x", [(png((90, 10), "LA"), [0])])).train.image(0)
     assert image.mode == "RGB" and image.getpixel((0, 0)) == (90, 90, 90)
 
 
@@ -220,21 +217,19 @@ def test_a_relative_folder_is_looked_for_in_the_working_directory(tmp_path, monk
 
 
 def test_missing_and_unprepared_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no data folder .*prepare it"):
-        load_data(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="is not a prepared data set"):
-        load_data(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="is not a prepared data set"):
-        load_data(write(tmp_path / "no_names", names=False))
-    with pytest.raises(FileNotFoundError, match="lacks the split test, val"):
-        load_data(write(tmp_path / "no_test", splits=("train",)))
+    write(tmp_path / "no_names", names=False)
+    write(tmp_path / "no_test", splits=("train",))
+    messages = {"nothing": "there is no data folder .*prepare it", "no_test": "lacks the split test, val"}
+    for name in ("nothing", "empty", "no_names", "no_test"):
+        with pytest.raises(FileNotFoundError, match=messages.get(name, "is not a prepared data set")):
+            load_data(tmp_path / name)
 
 
-@pytest.mark.parametrize("indices, message", [([0, 3], "indices 0 to 3, but labels.json names 3"), ([-1, 1], "indices -1 to 1")])
+@pytest.mark.parametrize("indices, message", [([0, 3], "0 to 3, but labels.json names 3"), ([-1, 1], "-1 to 1")])
 def test_label_indices_out_of_range(tmp_path, indices, message):
-    with pytest.raises(ValueError, match=message):
-        load_data(write(tmp_path / "x", [(png("red"), [0]), (png("red"), indices)]))
+    with pytest.raises(ValueError, match=f"indices {message}"):
+        load_data(write(tmp_path / "x", [(RED, [0]), (RED, indices)]))
 
 
 def test_a_label_both_seen_and_unseen(tmp_path):
@@ -242,16 +237,15 @@ def test_a_label_both_seen_and_unseen(tmp_path):
         load_data(write(tmp_path / "x", seen=("a", "b"), unseen=("b",)))
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b"no image", lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:40] + bytes(20) + b[60:]])
-def test_an_image_that_cannot_be_read_is_named(tmp_path, spoil):
-    data = load_data(write(tmp_path / "x", [(png("red"), [0]), (spoil(png("red")), [1])]))
+@pytest.mark.parametrize("spoilt", [b"no image", b"", RED[: len(RED) // 2], RED[:40] + bytes(20) + RED[60:]])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, spoilt):
+    data = load_data(write(tmp_path / "x", [(RED, [0]), (spoilt, [1])]))
     assert data.val.image(0).size == (6, 5)
     with pytest.raises(ValueError, match=r"image 1 of val \(1.png\) cannot be read"):
         data.val[1]
 
 
 # ---- hold_out ---------------------------------------------------------------------------------------------------
-
 
 def names_of(data, split):
     return [sorted(data.labels.names[i] for i in row.nonzero().flatten()) for row in split.targets]

@@ -11,6 +11,7 @@ from clipdec.towers import load_label_embeddings
 from clipdec.towers import MINI
 
 NAMES = ["pizza", "dog face", "flag: Japan"]
+close = lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_seen_labels_come_first():
@@ -43,9 +44,9 @@ def test_label_space_errors(seen, unseen, message):
         LabelSpace(seen, unseen)
 
 
-@pytest.mark.parametrize("names, text", [(["sky"], "sky"), (["sky", "road"], "sky and road"), (["sky", "car", "road"], "sky, car and road")])
-def test_join_names(names, text):
-    assert join_names(names) == text
+@pytest.mark.parametrize("count, text", [(1, "sky"), (2, "sky and car"), (3, "sky, car and road")])
+def test_join_names(count, text):
+    assert join_names(["sky", "car", "road"][:count]) == text
 
 
 def direct(texts):
@@ -59,14 +60,14 @@ def direct(texts):
 def test_encode_labels_equals_open_clip():
     vectors = encode_labels(NAMES, "mini", "a photo of {}")
     assert vectors.shape == (3, 128) and vectors.dtype == torch.float32 and not vectors.requires_grad
-    torch.testing.assert_close(vectors, direct([f"a photo of {n}" for n in NAMES]), rtol=0, atol=1e-5)
-    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3), rtol=0, atol=1e-5)
-    torch.testing.assert_close(encode_labels(NAMES, prompt="many {} here"), direct([f"many {n} here" for n in NAMES]), rtol=0, atol=1e-5)
+    close(vectors, direct([f"a photo of {n}" for n in NAMES]))
+    close(vectors.norm(dim=1), torch.ones(3))
+    close(encode_labels(NAMES, prompt="many {} here"), direct([f"many {n} here" for n in NAMES]))
 
 
 def test_more_names_than_one_batch_keep_their_order():
-    names = [f"thing {i}" for i in range(300)]
-    torch.testing.assert_close(encode_labels(names)[[0, 255, 256, 299]], direct([f"a photo of thing {i}" for i in (0, 255, 256, 299)]), rtol=0, atol=1e-5)
+    some, names = [0, 255, 256, 299], [f"thing {i}" for i in range(300)]
+    close(encode_labels(names)[some], direct([f"a photo of {names[i]}" for i in some]))
 
 
 def test_one_name_as_a_text():
@@ -74,7 +75,7 @@ def test_one_name_as_a_text():
 
 
 def test_braces_in_a_name_stay():
-    torch.testing.assert_close(encode_labels(["{0} {}"]), direct(["a photo of {0} {}"]), rtol=0, atol=1e-5)
+    close(encode_labels(["{0} {}"]), direct(["a photo of {0} {}"]))
 
 
 def test_a_changed_result_does_not_change_the_next():
@@ -104,8 +105,7 @@ def test_unknown_text_tower(tower):
 
 
 def test_embeddings_come_in_the_order_asked_for(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = 3 * rng.standard_normal((3, 5))
+    rows = 3 * np.random.default_rng(0).standard_normal((3, 5))
     np.savez(tmp_path / "e.npz", names=np.array(["a", "b", "c"]), vectors=rows)
     vectors = load_label_embeddings(tmp_path / "e.npz", ["c", "a"])
     expected = rows[[2, 0]] / np.linalg.norm(rows[[2, 0]], axis=1, keepdims=True)
@@ -130,10 +130,11 @@ class Trap:
 
 
 def test_files_that_are_no_embeddings(tmp_path):
+    trap = np.array(["a", Trap(tmp_path / "sprung")], dtype=object)
     np.savez(tmp_path / "no_vectors.npz", names=np.array(["a"]))
     np.savez(tmp_path / "shape.npz", names=np.array(["a", "b"]), vectors=np.ones((3, 5)))
     np.savez(tmp_path / "flat.npz", names=np.array(["a", "b"]), vectors=np.ones(2))
-    np.savez(tmp_path / "pickled.npz", names=np.array(["a", Trap(tmp_path / "sprung")], dtype=object), vectors=np.ones((2, 5)))
+    np.savez(tmp_path / "pickled.npz", names=trap, vectors=np.ones((2, 5)))
     np.save(tmp_path / "array.npy", np.ones((2, 5)))
     (tmp_path / "text.npz").write_text("a 0.1 0.2")
     (tmp_path / "empty.npz").touch()

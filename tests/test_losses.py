@@ -39,7 +39,8 @@ def test_asymmetric_loss_equals_its_definition(gamma_neg, gamma_pos, clip):
             p = 1 / (1 + math.exp(-x))
             p_m = max(p - clip, 0.0)
             total -= (1 - p) ** gamma_pos * math.log(p) if positive else p_m**gamma_neg * math.log(1 - p_m)
-    assert asymmetric_loss(logits, targets, gamma_neg, gamma_pos, clip).item() == pytest.approx(total / len(logits), rel=1e-4)
+    loss = asymmetric_loss(logits, targets, gamma_neg, gamma_pos, clip).item()
+    assert loss == pytest.approx(total / len(logits), rel=1e-4)
 
 
 def test_without_focusing_and_clipping_it_is_binary_cross_entropy():
@@ -94,8 +95,8 @@ LABEL_SETS = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 0]
 @pytest.mark.parametrize("scale", [1.0, 14.3])
 @pytest.mark.parametrize("targets", [None, LABEL_SETS, LABEL_SETS.bool()])
 def test_alignment_loss_equals_a_loop(scale, targets):
-    image, text = 3 * torch.randn(6, 5), torch.randn(6, 5)
-    assert alignment_loss(image, text, scale, targets).item() == pytest.approx(slow_alignment(image, text, scale, targets), rel=1e-5)
+    case = 3 * torch.randn(6, 5), torch.randn(6, 5), scale, targets
+    assert alignment_loss(*case).item() == pytest.approx(slow_alignment(*case), rel=1e-5)
 
 
 def test_alignment_loss_is_log_b_when_nothing_is_aligned_and_0_when_all_is():
@@ -121,12 +122,10 @@ def test_images_with_one_label_set_are_no_negatives():
 
 
 def test_gradients_are_finite_where_every_negative_is_masked():
-    image, text, scale = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True), torch.tensor(14.0, requires_grad=True)
-    loss = alignment_loss(image, text, scale, torch.ones(4, 3))
+    vectors, scale = torch.randn(2, 4, 5, requires_grad=True), torch.tensor(14.0, requires_grad=True)
+    loss = alignment_loss(*vectors, scale, torch.ones(4, 3))
     loss.backward()
-    assert loss.item() == 0.0
-    for x in (image, text, scale):
-        assert x.grad.isfinite().all()
+    assert loss.item() == 0.0 and vectors.grad.isfinite().all() and scale.grad.isfinite()
 
 
 def test_the_scale_is_trained():
@@ -137,17 +136,17 @@ def test_the_scale_is_trained():
 
 def test_combined_loss_adds_its_weighted_terms():
     logits, targets = case()
-    image, text = torch.randn(6, 5), torch.randn(6, 5)
-    loss, l_c, l_clip = CombinedLoss(0.3, 2.0)(logits, targets, image, text, 9.0, LABEL_SETS)
+    vectors = torch.randn(2, 6, 5)
+    loss, l_c, l_clip = CombinedLoss(0.3, 2.0)(logits, targets, *vectors, 9.0, LABEL_SETS)
     torch.testing.assert_close(l_c, asymmetric_loss(logits, targets))
-    torch.testing.assert_close(l_clip, alignment_loss(image, text, 9.0, LABEL_SETS))
+    torch.testing.assert_close(l_clip, alignment_loss(*vectors, 9.0, LABEL_SETS))
     torch.testing.assert_close(loss, 0.3 * l_clip + 2.0 * l_c)
 
 
 def test_label_sets_are_the_targets_by_default():
-    logits, image, text = torch.randn(6, 3), torch.randn(6, 5), torch.randn(6, 5)
-    l_clip = CombinedLoss()(logits, LABEL_SETS, image, text, 9.0)[2]
-    torch.testing.assert_close(l_clip, alignment_loss(image, text, 9.0, LABEL_SETS))
+    vectors = torch.randn(2, 6, 5)
+    l_clip = CombinedLoss()(torch.randn(6, 3), LABEL_SETS, *vectors, 9.0)[2]
+    torch.testing.assert_close(l_clip, alignment_loss(*vectors, 9.0, LABEL_SETS))
 
 
 def test_a_term_of_weight_0_is_not_computed():
@@ -155,15 +154,15 @@ def test_a_term_of_weight_0_is_not_computed():
     loss, l_c, l_clip = CombinedLoss(0.0, 1.5)(logits, targets, None, None, None)
     assert l_clip == 0 and loss == 1.5 * l_c == 1.5 * asymmetric_loss(logits, targets)
     broken = torch.full((6, 3), float("nan"))
-    image, text = torch.randn(6, 5), torch.randn(6, 5)
-    loss, l_c, l_clip = CombinedLoss(2.0, 0.0)(broken, LABEL_SETS, image, text, 9.0)
+    loss, l_c, l_clip = CombinedLoss(2.0, 0.0)(broken, LABEL_SETS, *torch.randn(2, 6, 5), 9.0)
     assert l_c == 0 and loss == 2 * l_clip and loss.isfinite()
 
 
 def test_weights_multiply_the_cost_of_each_label():
     logits, targets, weights = torch.randn(3, 5), torch.rand(3, 5) < 0.4, torch.tensor([1.0, 0.0, 2.5, 1.0, 3.0])
     each = [asymmetric_loss(logits[:, i : i + 1], targets[:, i : i + 1]) for i in range(5)]
-    torch.testing.assert_close(asymmetric_loss(logits, targets, weights=weights), sum(w * c for w, c in zip(weights, each)))
+    weighted = asymmetric_loss(logits, targets, weights=weights)
+    torch.testing.assert_close(weighted, sum(w * c for w, c in zip(weights, each)))
     vectors = torch.randn(2, 3, 8)
     _, l_c, _ = CombinedLoss(alpha=0.0)(logits, targets, *vectors, torch.tensor(10.0), weights=weights)
-    torch.testing.assert_close(l_c, asymmetric_loss(logits, targets, weights=weights))
+    torch.testing.assert_close(l_c, weighted)

@@ -16,10 +16,15 @@ def random_case(images, labels, levels, seed, prevalence=0.3):
     return rng.integers(levels, size=(images, labels)).astype(np.float32) / 8, rng.random((images, labels)) < prevalence
 
 
+def sklearn_ap(scores, targets):
+    """Average precision of each label that occurs, from scikit-learn."""
+    return [average_precision_score(targets[:, i], scores[:, i]) for i in np.flatnonzero(targets.any(0))]
+
+
 def slow_prf(scores, targets, k):
     """Precision, recall and F1 of the k best labels of each image, counted one by one."""
     hits = predicted = relevant = 0
-    for row, truth in zip(scores, targets):
+    for row, truth in zip(scores.tolist(), targets.tolist()):
         best = sorted(range(len(row)), key=lambda i: -row[i])[:k]
         hits += sum(truth[i] for i in best)
         predicted += len(best)
@@ -30,10 +35,9 @@ def slow_prf(scores, targets, k):
 
 def expected_figures(scores, targets):
     """The figures of one part of the report, in percent."""
-    has = targets.any(0)
-    figures = {"map": 100 * np.mean([average_precision_score(targets[:, i], scores[:, i]) for i in np.flatnonzero(has)])}
+    figures = {"map": 100 * np.mean(sklearn_ap(scores, targets))}
     for k in (3, 5):
-        p, r, f1 = slow_prf(scores.tolist(), targets.tolist(), k)
+        p, r, f1 = slow_prf(scores, targets, k)
         figures |= {f"p@{k}": 100 * p, f"r@{k}": 100 * r, f"f1@{k}": 100 * f1}
     return figures
 
@@ -57,15 +61,14 @@ def test_average_precision_by_hand(scores, targets, ap):
 @pytest.mark.parametrize("levels", [1, 2, 5, 10_000])
 def test_average_precision_equals_sklearn(levels):
     scores, targets = random_case(97, 13, levels, seed=levels)
-    expected = [average_precision_score(targets[:, i], scores[:, i]) for i in range(13)]
-    np.testing.assert_allclose(average_precision(scores, targets).numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(average_precision(scores, targets).numpy(), sklearn_ap(scores, targets), atol=1e-9)
 
 
 def test_average_precision_keeps_double_scores_apart():
     rng = np.random.default_rng(0)
     scores = 1 + 1e-10 * rng.permutation(64)[:, None].astype(np.float64)  # all equal in single precision
     targets = rng.random((64, 1)) < 0.3
-    assert average_precision(scores, targets).item() == pytest.approx(average_precision_score(targets[:, 0], scores[:, 0]), abs=1e-12)
+    assert average_precision(scores, targets).tolist() == pytest.approx(sklearn_ap(scores, targets), abs=1e-12)
 
 
 def test_labels_without_and_with_only_positives():
@@ -73,10 +76,6 @@ def test_labels_without_and_with_only_positives():
     targets[:, 0], targets[:, 1] = False, True
     ap = average_precision(scores, targets)
     assert ap[0].isnan() and ap[1].item() == 1.0 and not ap[2].isnan()
-
-
-def test_no_images_give_nan():
-    assert average_precision(torch.empty(0, 4), torch.empty(0, 4)).isnan().tolist() == [True] * 4
 
 
 @pytest.mark.parametrize("levels", [3, 10_000])
@@ -90,7 +89,7 @@ def test_average_precision_ignores_the_order_of_images(levels):
 @pytest.mark.parametrize("k", [1, 3, 5, 11])
 def test_precision_recall_f1_equals_a_loop(k):
     scores, targets = np.random.default_rng(k).random((40, 11)), random_case(40, 11, 2, seed=k)[1]
-    assert precision_recall_f1(scores, targets, k) == pytest.approx(slow_prf(scores.tolist(), targets.tolist(), k), abs=1e-9)
+    assert precision_recall_f1(scores, targets, k) == pytest.approx(slow_prf(scores, targets, k), abs=1e-9)
 
 
 def test_k_at_its_edges():
@@ -113,7 +112,8 @@ def test_figures_of_predicted_sets_by_hand():
     assert set_figures(predicted[1:], targets[1:]) == pytest.approx((1 / 2, 1, 2 / 3))
     none = torch.zeros_like(predicted)
     assert np.isnan(set_figures(none, targets)[0]) and set_figures(none, targets)[1:] == (0, 0)
-    assert np.isnan(set_figures(predicted, none)[1]) and set_figures(predicted, none)[0] == 0 and np.isnan(set_figures(none, none)).all()
+    assert np.isnan(set_figures(predicted, none)[1]) and set_figures(predicted, none)[0] == 0
+    assert np.isnan(set_figures(none, none)).all()
 
 
 LABELS = LabelSpace([f"s{i}" for i in range(7)], [f"u{i}" for i in range(6)])
@@ -121,8 +121,9 @@ LABELS = LabelSpace([f"s{i}" for i in range(7)], [f"u{i}" for i in range(6)])
 
 @pytest.fixture
 def case():
-    """Scores without ties within an image and targets over LABELS; some images carry no label, some none of one part."""
-    scores, targets = np.random.default_rng(5).random((50, 13)).astype(np.float32), random_case(50, 13, 2, seed=5, prevalence=0.12)[1]
+    """Scores without ties in an image, and targets over LABELS; some images carry no label, some none of one part."""
+    scores = np.random.default_rng(5).random((50, 13)).astype(np.float32)
+    targets = random_case(50, 13, 2, seed=5, prevalence=0.12)[1]
     targets[:5] = False
     targets[5:15, 7:] = False
     targets[:, [2, 9, 10]] = False  # labels without a positive
@@ -132,12 +133,12 @@ def case():
 @pytest.mark.parametrize("keep", ["all", "relevant"])
 def test_report_ranks_what_each_part_ranks(case, keep):
     scores, targets = case
-    report, columns = zsl_report(scores, targets, LABELS, keep), {"zsl": slice(7, 13), "gzsl": slice(0, 13), "seen": slice(0, 7)}
-    kept = {}
-    for part, index in columns.items():
+    report, kept = zsl_report(scores, targets, LABELS, keep), {}
+    for part, index in {"zsl": slice(7, 13), "gzsl": slice(0, 13), "seen": slice(0, 7)}.items():
         rows = targets[:, index].any(1) if keep == "relevant" else np.ones(50, bool)
         kept[part] = int(rows.sum())
-        assert report[part] == pytest.approx(expected_figures(scores[rows][:, index], targets[rows][:, index]), abs=1e-5), part
+        figures = expected_figures(scores[rows, index], targets[rows, index])
+        assert report[part] == pytest.approx(figures, abs=1e-5), part
     assert report["protocol"] == {"keep": keep, "test_images": 50, "images_kept": kept, "labels_without_positives": 3}
     if keep == "relevant":
         assert kept["zsl"] < kept["gzsl"] < 50
@@ -158,25 +159,25 @@ def test_perfect_scores_are_100_percent():
     targets = np.eye(13, dtype=bool)
     report = zsl_report(targets.astype(float), targets, LABELS, "relevant")
     for part in ("zsl", "gzsl", "seen"):
-        assert report[part]["map"] == pytest.approx(100) and report[part]["r@3"] == pytest.approx(100)
-        assert report[part]["p@3"] == pytest.approx(100 / 3)
+        assert [report[part][name] for name in ("map", "r@3", "p@3")] == pytest.approx([100, 100, 100 / 3])
 
 
 def test_fewer_labels_than_k():
     labels = LabelSpace(["a", "b"], ["c"])
     report = zsl_report([[0.1, 0.5, 0.2], [0.3, 0.1, 0.4]], [[1, 0, 1], [1, 0, 0]], labels)
-    assert report["zsl"]["p@3"] == pytest.approx(50) and report["zsl"]["r@5"] == pytest.approx(100)  # the one label there is
+    assert (report["zsl"]["p@3"], report["zsl"]["r@5"]) == pytest.approx((50, 100))  # the one label there is
 
 
 def test_errors():
     good = torch.zeros(4, 13)
+    metrics = average_precision, lambda s, t: precision_recall_f1(s, t, 3), lambda s, t: zsl_report(s, t, LABELS)
     for scores, targets in ((good, good[:3]), (good[0], good[0]), (good, good[:, :12])):
         with pytest.raises(ValueError, match="one shape"):
             average_precision(scores, targets)
     for bad in (float("nan"), float("inf")):
         scores = good.clone()
         scores[2, 3] = bad
-        for metric in (average_precision, lambda s, t: precision_recall_f1(s, t, 3), lambda s, t: zsl_report(s, t, LABELS)):
+        for metric in metrics:
             with pytest.raises(ValueError, match="finite"):
                 metric(scores, good)
     with pytest.raises(ValueError, match="keep must be"):
@@ -196,7 +197,7 @@ def test_average_precision_of_many_labels_equals_torchmetrics():
     torch.testing.assert_close(mine[kept].float(), expected[kept], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0)])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 4), (4, 0), (0, 0)])
 def test_average_precision_of_nothing(shape):
     ap = average_precision(torch.zeros(shape), torch.zeros(shape))
     assert ap.shape == shape[1:] and ap.isnan().all()
@@ -204,14 +205,11 @@ def test_average_precision_of_nothing(shape):
 
 # ---- bootstrap --------------------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("levels", [1000, 4])  # with 4, many scores are equal
 def test_resampled_map_is_that_of_the_repeated_images(levels):
-    torch.manual_seed(0)
     scores, targets = torch.randint(levels, (30, 8)).float(), torch.rand(30, 8) < 0.2
     targets[:, 7] = False  # a label without a positive
     drawn = torch.randint(30, (6, 30))
     weights = torch.stack([torch.bincount(row, minlength=30) for row in drawn]).double()
-    found = resampled_map(scores, targets, weights)
-    for row, value in zip(drawn, found):
-        assert value.item() == pytest.approx(average_precision(scores[row], targets[row]).nanmean().item(), abs=1e-9)
+    expected = [average_precision(scores[row], targets[row]).nanmean().item() for row in drawn]
+    assert resampled_map(scores, targets, weights).tolist() == pytest.approx(expected, abs=1e-9)

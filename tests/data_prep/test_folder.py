@@ -1,18 +1,17 @@
 """Your own photos: both forms of the CSV, unseen labels, and the split into train and test."""
 
-import io
-import sys
-
 import pytest
-from PIL import Image
+import samples
+from samples import names, red, reds
 
-from clipdec import load_data
 from data_prep import folder
 from data_prep.folder import read_table, split_labels, split_rows
 
 ROWS = [("a.jpg", ["cat", "dog"]), ("sub/b.jpg", ["dog"]), ("c, d.jpg", []), ("e.jpg", ["black cat"])]
 LIST = 'image,labels\na.jpg,cat;dog\nsub/b.jpg,dog\n"c, d.jpg",\ne.jpg,black cat\n'
 COLUMNS = 'image,cat,dog,black cat\na.jpg,1,1,0\nsub/b.jpg,0,1,0\n"c, d.jpg",0,0,0\ne.jpg,0,0,1\n'
+NAMES = [f"label {i:02}" for i in range(20)]
+MANY = [(f"{i}.jpg", [NAMES[i % 10]] + [NAMES[19]] * (i % 7 == 0)) for i in range(100)]  # 15 images carry label 19
 
 FORMS = {
     "a list": LIST,
@@ -29,32 +28,26 @@ FORMS = {
 }
 
 
-@pytest.fixture
-def table(tmp_path):
-    """table(text) reads the text as a CSV."""
-
-    def table(text):
-        (tmp_path / "labels.csv").write_text(text, encoding="utf8", newline="")
-        return read_table(tmp_path / "labels.csv")
-
-    return table
+def table(folder, text):
+    """The text read as a CSV."""
+    (folder / "labels.csv").write_text(text, encoding="utf8", newline="")
+    return read_table(folder / "labels.csv")
 
 
 # ---- the CSV ----------------------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("form", FORMS)
-def test_a_table_is_read_in_every_form(table, form):
-    assert table(FORMS[form]) == ROWS
+def test_a_table_is_read_in_every_form(tmp_path, form):
+    assert table(tmp_path, FORMS[form]) == ROWS
 
 
-def test_a_label_may_hold_a_comma_in_quotes(table):
-    assert table('image,labels\na.jpg,"cat, black;dog"\n') == [("a.jpg", ["cat, black", "dog"])]
-    assert table('image,"cat, black"\na.jpg,1\n') == [("a.jpg", ["cat, black"])]
+def test_a_label_may_hold_a_comma_in_quotes(tmp_path):
+    assert table(tmp_path, 'image,labels\na.jpg,"cat, black;dog"\n') == [("a.jpg", ["cat, black", "dog"])]
+    assert table(tmp_path, 'image,"cat, black"\na.jpg,1\n') == [("a.jpg", ["cat, black"])]
 
 
-def test_names_in_other_scripts_are_kept(table):
-    assert table("image,labels\nfü.jpg,猫;naïve\n") == [("fü.jpg", ["猫", "naïve"])]
+def test_names_in_other_scripts_are_kept(tmp_path):
+    assert table(tmp_path, "image,labels\nfü.jpg,猫;naïve\n") == [("fü.jpg", ["猫", "naïve"])]
 
 
 @pytest.mark.parametrize(
@@ -77,15 +70,12 @@ def test_names_in_other_scripts_are_kept(table):
         ("image,labels\nx/a.jpg,cat\nx\\a.jpg,dog\n", "x/a.jpg stands in lines 2 and 3"),
     ],
 )
-def test_a_wrong_line_is_named(table, text, message):
+def test_a_wrong_line_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        table(text)
+        table(tmp_path, text)
 
 
 # ---- unseen labels ----------------------------------------------------------------------------------------------
-
-NAMES = [f"label {i:02}" for i in range(20)]
-
 
 def test_a_list_names_the_unseen_labels(tmp_path):
     (tmp_path / "unseen.txt").write_text("# held back\nlabel 07\n\nlabel 03\n")
@@ -126,9 +116,6 @@ def test_some_labels_must_be_seen(tmp_path):
 
 # ---- train and test ---------------------------------------------------------------------------------------------
 
-MANY = [(f"{i}.jpg", [NAMES[i % 10]] + [NAMES[19]] * (i % 7 == 0)) for i in range(100)]  # 15 images carry label 19
-
-
 @pytest.mark.parametrize("share, count", [(0, 0), (0.2, 17), (0.5, 42)])
 def test_every_image_with_an_unseen_label_is_in_test(share, count):
     rows = split_rows(MANY, [NAMES[19]], share, 0)
@@ -144,20 +131,17 @@ def test_the_seed_draws_test():
 
 # ---- the script -------------------------------------------------------------------------------------------------
 
-
 @pytest.fixture
-def script(tmp_path, monkeypatch):
+def script(tmp_path):
     """script(table, options) prepares the photos 0.jpg to 9.jpg and opens the result."""
-    (tmp_path / "photos").mkdir()
+    photos, table = tmp_path / "photos", tmp_path / "labels.csv"
+    photos.mkdir()
     for i in range(10):
-        Image.new("RGB", (16, 12), (20 * i, 0, 0)).save(tmp_path / "photos" / f"{i}.jpg")
+        (photos / f"{i}.jpg").write_bytes(red(20 * i))
 
     def script(text, *options):
-        (tmp_path / "labels.csv").write_text(text)
-        arguments = ["--images", str(tmp_path / "photos"), "--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", ["folder", *arguments, "--workers", "1", *options])
-        folder.main()
-        return load_data(tmp_path / "out")
+        table.write_text(text)
+        return samples.prepare(folder, tmp_path / "out", "--images", photos, "--labels", table, *options)
 
     return script
 
@@ -165,71 +149,60 @@ def script(tmp_path, monkeypatch):
 TEXT = "image,labels\n" + "".join(f"{i}.jpg,{'bird' if i < 3 else 'cat;dog' if i < 6 else 'cat'}\n" for i in range(10))
 
 
-def names(split):
-    return [cell["path"] for cell in split.rows["image"]]
-
-
 def test_the_script_prepares_a_folder(script, tmp_path):
     (tmp_path / "unseen.txt").write_text("bird\n")
-    data = script(TEXT, "--unseen", str(tmp_path / "unseen.txt"), "--val", "0.4", "--test", "0.29")
+    data = script(TEXT, "--unseen", tmp_path / "unseen.txt", "--val", 0.4, "--test", 0.29)
     assert (data.labels.seen, data.labels.unseen) == (["cat", "dog"], ["bird"])
     assert (len(data.train), len(data.val), len(data.test)) == (3, 2, 5)  # 0.29 * 7 is nearly 2, 0.4 * 5 is 2
     assert {"0.jpg", "1.jpg", "2.jpg"} < set(names(data.test))
     assert sorted(names(data.train) + names(data.val) + names(data.test)) == [f"{i}.jpg" for i in range(10)]
     for split in (data.train, data.val, data.test):
-        for i, name in enumerate(names(split)):
-            number = int(name[0])
-            assert split.targets[i].tolist() == [number >= 3, 3 <= number < 6, number < 3]
-            assert abs(split.image(i).getpixel((5, 5))[0] - 20 * number) < 4
+        numbers = [int(name[0]) for name in names(split)]
+        assert split.targets.tolist() == [[n >= 3, 3 <= n < 6, n < 3] for n in numbers]
+        assert reds(split) == pytest.approx([20 * n for n in numbers], abs=3)
 
 
 def test_no_training_photo_shows_an_unseen_label(script):
-    data = script(TEXT, "--hold-out", "0.34", "--seed", "3", "--val", "0.4")
+    data = script(TEXT, "--hold-out", 0.34, "--seed", 3, "--val", 0.4)
     assert data.info["train_showing_unseen"] == 0 and data.test.targets[:, data.labels.unseen_index].any()
 
 
 def test_a_few_photos_are_enough(script):
     """A tenth of four train images is no image: val is empty."""
-    data = script(TEXT, "--hold-out", "0.1", "--test", "0.5")
+    data = script(TEXT, "--hold-out", 0.1, "--test", 0.5)
     assert len(data.train) + len(data.val) + len(data.test) == 10
 
 
 def test_a_missing_photo_is_left_out(script, tmp_path, capsys):
-    script(TEXT + "none.jpg,cat\n", "--hold-out", "0.34", "--val", "0.4")
+    script(TEXT + "none.jpg,cat\n", "--hold-out", 0.34, "--val", 0.4)
     assert "left out: 1 (1 missing)" in capsys.readouterr().out
     assert "none.jpg,missing" in (tmp_path / "out" / "left_out.csv").read_text()
 
 
-@pytest.mark.parametrize(
-    "text, options, message",
-    [
-        (TEXT + "../secret.jpg,cat\n", ("--hold-out", "0.34"), "outside its folder"),
-        (TEXT + "..\\secret.jpg,cat\n", ("--hold-out", "0.34"), "outside its folder"),
-        (TEXT + "/secret.jpg,cat\n", ("--hold-out", "0.34"), "outside its folder"),
-        (TEXT + "x.jpg\n", ("--hold-out", "0.34"), "line 12: 1 cells"),
-        (TEXT, ("--hold-out", "1"), "above 0 and below 1"),
-        (TEXT, ("--unseen", "none.txt"), "none.txt"),
-        ("image,labels\n0.jpg,\n1.jpg,\n", ("--hold-out", "0.2"), "folder: "),
-        ("image,labels\n", ("--hold-out", "0.2"), "folder: "),
-    ],
-    ids=["upwards", "upwards on Windows", "absolute", "cells", "all unseen", "no list", "no label", "no line"],
-)
-def test_an_error_is_a_message(script, tmp_path, text, options, message):
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(data, "JPEG")
-    (tmp_path / "secret.jpg").write_bytes(data.getvalue())
+HELD = ("--hold-out", 0.34)
+ERRORS = {
+    "upwards": (TEXT + "../secret.jpg,cat\n", HELD, "outside its folder"),
+    "upwards on Windows": (TEXT + "..\\secret.jpg,cat\n", HELD, "outside its folder"),
+    "absolute": (TEXT + "/secret.jpg,cat\n", HELD, "outside its folder"),
+    "cells": (TEXT + "x.jpg\n", HELD, "line 12: 1 cells"),
+    "all unseen": (TEXT, ("--hold-out", 1), "above 0 and below 1"),
+    "no list": (TEXT, ("--unseen", "none.txt"), "none.txt"),
+    "no label": ("image,labels\n0.jpg,\n1.jpg,\n", HELD, "folder: "),
+    "no line": ("image,labels\n", HELD, "folder: "),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_is_a_message(script, tmp_path, error):
+    text, options, message = ERRORS[error]
+    (tmp_path / "secret.jpg").write_bytes(red(0))
     with pytest.raises(SystemExit, match=message):
         script(text, *options)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("share", ["-0.5", "1.5", "nan"])
-def test_an_impossible_share_is_a_message(script, share):
+@pytest.mark.parametrize("options", [["--hold-out"], [*HELD, "--test"]])
+def test_an_impossible_share_is_a_message(script, options, share):
     with pytest.raises(SystemExit):
-        script(TEXT, "--hold-out", share)
-
-
-@pytest.mark.parametrize("share", ["-0.5", "1.5", "nan"])
-def test_an_impossible_share_of_test_is_a_message(script, share):
-    with pytest.raises(SystemExit):
-        script(TEXT, "--hold-out", "0.34", "--test", share)
+        script(TEXT, *options, share)

@@ -1,12 +1,9 @@
 """NUS-WIDE: a small copy of its official files, prepared with 925 seen and 81 unseen labels."""
 
-import io
-import sys
-
 import pytest
-from PIL import Image
+import samples
+from samples import red, reds
 
-from clipdec import load_data
 from data_prep import nus_wide
 from data_prep.names import SPLITS, read_names
 
@@ -29,60 +26,48 @@ TEST = {
     "book/0005_23.jpg": ([], ["sky"]),
     "tree/0001_24.jpg": ([], []),
 }
+TAG_LIST, CONCEPTS = "NUS_WID_Tags/TagList1k.txt", "ConceptsList/Concepts81.txt"
 
 
-def picture(value):
-    data = io.BytesIO()
-    Image.new("RGB", (16, 12), (value, 0, 0)).save(data, "JPEG")
-    return data.getvalue()
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def lines(values, end="\r\n"):
+    return "".join(f"{value}{end}" for value in values).encode()
 
 
 @pytest.fixture
 def root(tmp_path):
     """NUS-WIDE's folder with lines as in the official files: back-slashes, CRLF, tags with a tab after each."""
     root = tmp_path / "nus"
-
-    def write(name, lines, end="\r\n"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("".join(line + end for line in lines), newline="")
-
-    write("ConceptsList/Concepts81.txt", UNSEEN)
-    write("NUS_WID_Tags/TagList1k.txt", TAGS)
+    write(root / CONCEPTS, lines(UNSEEN))
+    write(root / TAG_LIST, lines(TAGS))
     for split, images in (("Train", TRAIN), ("Test", TEST)):
-        write(f"ImageList/{split}Imagelist.txt", [name.replace("/", "\\") for name in images])
-        write(f"NUS_WID_Tags/{split}_Tags1k.dat", ["".join(f"{int(tag in tags)}\t" for tag in TAGS) for tags, _ in images.values()])
+        write(root / f"ImageList/{split}Imagelist.txt", lines(name.replace("/", "\\") for name in images))
+        rows = ("".join(f"{int(tag in tags)}\t" for tag in TAGS) for tags, _ in images.values())
+        write(root / f"NUS_WID_Tags/{split}_Tags1k.dat", lines(rows))
         for concept in UNSEEN:
-            write(f"Groundtruth/TrainTestLabels/Labels_{concept}_{split}.txt", [str(int(concept in own)) for _, own in images.values()], "\n")
+            flags = lines((int(concept in own) for _, own in images.values()), "\n")
+            write(root / f"Groundtruth/TrainTestLabels/Labels_{concept}_{split}.txt", flags)
         for i, name in enumerate(images):
-            (root / "Flickr" / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / "Flickr" / name).write_bytes(picture(20 * i + 20))
+            write(root / "Flickr" / name, red(20 * i + 20))
     return root
 
 
 @pytest.fixture
-def prepare(root, tmp_path, monkeypatch):
+def prepare(root, tmp_path):
     """prepare(options) runs the script and opens what it wrote."""
-
-    def prepare(*options):
-        arguments = ["--root", str(root), "--out", str(tmp_path / "out"), "--workers", "1", "--val", "0.34", *options]
-        monkeypatch.setattr(sys, "argv", ["nus_wide", *arguments])
-        nus_wide.main()
-        return load_data(tmp_path / "out")
-
-    return prepare
+    return lambda *options: samples.prepare(nus_wide, tmp_path / "out", "--root", root, "--val", 0.34, *options)
 
 
 def contents(data, *splits):
     """{image: names of its labels}."""
-    found = {}
-    for split in splits:
-        for cell, row in zip(split.rows["image"], split.targets):
-            found[cell["path"].removeprefix("Flickr/")] = {data.labels.names[i] for i in row.nonzero().flatten()}
-    return found
+    return {name.removeprefix("Flickr/"): labels for name, labels in samples.contents(data, *splits).items()}
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------
-
 
 def test_seen_are_the_tags_without_the_concepts(root):
     assert len(TAGS) == len(set(TAGS)) == 1000
@@ -92,23 +77,21 @@ def test_seen_are_the_tags_without_the_concepts(root):
 
 def test_train_has_tags_only(prepare):
     data = prepare()
-    assert contents(data, data.train, data.val) == {
-        "actor/0001_11.jpg": {"nature", "blue"}, "actor/0002_12.jpg": {"red"}, "book/0003_15.jpg": {SEEN[-1]},
-    }
+    expected = {"actor/0001_11.jpg": {"nature", "blue"}, "actor/0002_12.jpg": {"red"}, "book/0003_15.jpg": {SEEN[-1]}}
+    assert contents(data, data.train, data.val) == expected
     assert (len(data.train), len(data.val)) == (2, 1)
 
 
 def test_test_has_tags_for_seen_and_annotations_for_unseen_labels(prepare):
     data = prepare()
-    assert contents(data, data.test) == {
-        "actor/0003_21.jpg": {"nature", "water", "whales"}, "book/0004_22.jpg": {"red"}, "book/0005_23.jpg": {"sky"}, "tree/0001_24.jpg": set(),
-    }
+    expected = [{"nature", "water", "whales"}, {"red"}, {"sky"}, set()]
+    assert contents(data, data.test) == dict(zip(TEST, expected))
 
 
 def test_each_image_goes_with_its_labels(prepare):
     data = prepare()
     assert list(contents(data, data.test)) == list(TEST)
-    assert all(abs(data.test.image(i).getpixel((5, 5))[0] - (20 * i + 20)) < 4 for i in range(4))
+    assert reds(data.test) == pytest.approx([20, 40, 60, 80], abs=3)
 
 
 def test_a_table_compares_with_the_complete_data_set(prepare, capsys):
@@ -124,11 +107,10 @@ def test_a_table_compares_with_the_complete_data_set(prepare, capsys):
 
 # ---- missing images ---------------------------------------------------------------------------------------------
 
-
 def spoil(root):
     """One image of test is missing, one is truncated."""
-    (root / "Flickr" / "book/0004_22.jpg").unlink()
-    (root / "Flickr" / "tree/0001_24.jpg").write_bytes(picture(80)[:-20])
+    (root / "Flickr/book/0004_22.jpg").unlink()
+    (root / "Flickr/tree/0001_24.jpg").write_bytes(red(80)[:-20])
 
 
 @pytest.mark.parametrize("options", [(), ("--max-missing", "20")])
@@ -145,25 +127,16 @@ def test_max_missing_leaves_them_out(prepare, root, tmp_path, capsys):
     data = prepare("--max-missing", "30")  # 2 of 7
     assert set(contents(data, data.test)) == {"actor/0003_21.jpg", "book/0005_23.jpg"}
     assert "left out: 2 (1 missing, 1 truncated)" in capsys.readouterr().out
-    assert [line.split(",")[:3] for line in (tmp_path / "out" / "left_out.csv").read_text().splitlines()[1:]] == [
-        ["test", "Flickr/book/0004_22.jpg", "missing"], ["test", "Flickr/tree/0001_24.jpg", "truncated"],
-    ]
+    _, missing, truncated = (tmp_path / "out" / "left_out.csv").read_text().splitlines()
+    assert missing.startswith("test,Flickr/book/0004_22.jpg,missing,")
+    assert truncated.startswith("test,Flickr/tree/0001_24.jpg,truncated,")
 
 
-def test_found_images_are_used_by_the_next_call(prepare, root):
-    path = root / "Flickr" / "book/0004_22.jpg"
+@pytest.mark.parametrize("fault", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-20])])
+def test_found_and_repaired_images_are_used_by_the_next_call(prepare, root, fault):
+    path = root / "Flickr/book/0004_22.jpg"
     data = path.read_bytes()
-    path.unlink()
-    with pytest.raises(SystemExit):
-        prepare()
-    path.write_bytes(data)
-    assert len(prepare().test) == 4
-
-
-def test_repaired_images_are_used_by_the_next_call(prepare, root):
-    path = root / "Flickr" / "book/0004_22.jpg"
-    data = path.read_bytes()
-    path.write_bytes(data[:-20])
+    fault(path)
     with pytest.raises(SystemExit):
         prepare()
     path.write_bytes(data)
@@ -172,51 +145,44 @@ def test_repaired_images_are_used_by_the_next_call(prepare, root):
 
 # ---- what is refused --------------------------------------------------------------------------------------------
 
-
-def lines_of(change):
-    """A function that changes the list of lines of a file."""
-
-    def apply(path):
-        lines = path.read_bytes().split(b"\r\n" if b"\r\n" in path.read_bytes() else b"\n")[:-1]
-        path.write_bytes(b"".join(line + b"\r\n" for line in change(lines)))
-
-    return apply
-
-
 DAT, SKY = "NUS_WID_Tags/Test_Tags1k.dat", "Groundtruth/TrainTestLabels/Labels_sky_Test.txt"
-FAULTS = {
-    "a 2 among the tags": (DAT, lines_of(lambda x: [x[0], b"2" + x[1][1:], *x[2:]]), "Test_Tags1k.dat, line 2: expected 1000 flags 0 or 1"),
-    "a letter among the tags": (DAT, lines_of(lambda x: [*x[:2], b"a" + x[2][1:], x[3]]), "Test_Tags1k.dat, line 3: expected 1000 flags"),
-    "a tag too few": (DAT, lines_of(lambda x: [*x[:3], x[3][2:]]), "Test_Tags1k.dat, line 4: expected 1000 flags"),
-    "a tag too many": (DAT, lines_of(lambda x: [x[0] + b"1\t", *x[1:]]), "Test_Tags1k.dat, line 1: expected 1000 flags"),
-    "-1 for no": (SKY, lines_of(lambda x: [x[0], b"-1", *x[2:]]), "Labels_sky_Test.txt, line 2: expected 1 flags"),
-    "a row of tags too few": (DAT, lines_of(lambda x: x[:-1]), r"Test_Tags1k.dat and ImageList/TestImagelist.txt differ in length \(4 images\)"),
-    "a row of tags too many": (DAT, lines_of(lambda x: [*x, x[0]]), "Test_Tags1k.dat and ImageList/TestImagelist.txt differ in length"),
-    "an annotation too few": (SKY, lines_of(lambda x: x[:-1]), "Labels_sky_Test.txt and ImageList/TestImagelist.txt differ in length"),
-    "an image too few": ("ImageList/TestImagelist.txt", lines_of(lambda x: x[:-1]), r"TestImagelist.txt differ in length \(3 images\)"),
-    "an image elsewhere": ("ImageList/TestImagelist.txt", lines_of(lambda x: [b"..\\..\\secret.jpg", *x[1:]]), "outside its folder"),
-    "a foreign tag": ("NUS_WID_Tags/TagList1k.txt", lines_of(lambda x: [*x[:-1], b"zeppelin"]), "2 differ from .*seen925.txt, such as .*zeppelin"),
-    "a foreign concept": ("ConceptsList/Concepts81.txt", lines_of(lambda x: [*x[:-1], b"zeppelin"]), "differ from data_prep/splits/nus_wide_"),
-    "an empty list": ("ConceptsList/Concepts81.txt", lambda path: path.write_text("\n"), "Concepts81.txt holds no name"),
-    **{
-        f"no {name}": (name, lambda path: path.unlink(), f"there is no .*{name}: --root is")
-        for name in (DAT, SKY, "ImageList/TrainImagelist.txt", "NUS_WID_Tags/TagList1k.txt", "ConceptsList/Concepts81.txt")
-    },
+IMAGES = "ImageList/TestImagelist.txt"
+FAULTS = {  # (file, change of its lines, message)
+    "a 2 among the tags": (DAT, lambda x: [x[0], "2" + x[1][1:], *x[2:]], f"{DAT}, line 2: expected 1000 flags 0 or 1"),
+    "a letter among the tags": (DAT, lambda x: [*x[:2], "a" + x[2][1:], x[3]], f"{DAT}, line 3: expected 1000 flags"),
+    "a tag too few": (DAT, lambda x: [*x[:3], x[3][2:]], f"{DAT}, line 4: expected 1000 flags"),
+    "a tag too many": (DAT, lambda x: [x[0] + "1\t", *x[1:]], f"{DAT}, line 1: expected 1000 flags"),
+    "-1 for no": (SKY, lambda x: [x[0], "-1", *x[2:]], f"{SKY}, line 2: expected 1 flags"),
+    "a row of tags too few": (DAT, lambda x: x[:-1], rf"{DAT} and {IMAGES} differ in length \(4 images\)"),
+    "a row of tags too many": (DAT, lambda x: [*x, x[0]], f"{DAT} and {IMAGES} differ in length"),
+    "an annotation too few": (SKY, lambda x: x[:-1], f"{SKY} and {IMAGES} differ in length"),
+    "an image too few": (IMAGES, lambda x: x[:-1], rf"{IMAGES} differ in length \(3 images\)"),
+    "an image elsewhere": (IMAGES, lambda x: ["..\\..\\secret.jpg", *x[1:]], "outside its folder"),
+    "a foreign tag": (TAG_LIST, lambda x: [*x[:-1], "zeppelin"], "2 differ from .*seen925.txt, such as .*zeppelin"),
+    "a foreign concept": (CONCEPTS, lambda x: [*x[:-1], "zeppelin"], "differ from data_prep/splits/nus_wide_"),
+    "an empty list": (CONCEPTS, lambda x: [""], f"{CONCEPTS} holds no name"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named_with_its_file(prepare, root, tmp_path, fault):
     name, change, message = FAULTS[fault]
-    (tmp_path / "secret.jpg").write_bytes(picture(1))
-    change(root / name)
+    write(tmp_path / "secret.jpg", red(1))
+    write(root / name, lines(change((root / name).read_text().splitlines())))
     with pytest.raises(SystemExit, match=message):
         prepare()
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", [DAT, SKY, "ImageList/TrainImagelist.txt", TAG_LIST, CONCEPTS])
+def test_a_file_that_lacks_is_named(prepare, root, tmp_path, name):
+    (root / name).unlink()
+    with pytest.raises(SystemExit, match=f"there is no .*{name}: --root is"):
+        prepare()
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_line_at_the_end_is_no_fault(prepare, root):
-    for name in (DAT, SKY, "ImageList/TestImagelist.txt"):
-        with open(root / name, "ab") as file:
-            file.write(b"\r\n")
+    for name in (DAT, SKY, IMAGES):
+        write(root / name, (root / name).read_bytes() + b"\r\n")
     assert len(prepare().test) == 4

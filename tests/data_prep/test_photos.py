@@ -4,13 +4,14 @@ import argparse
 import io
 import json
 import struct
-import sys
 import zlib
 
 import numpy as np
 import pytest
+import samples
 import torch
 from PIL import Image, PngImagePlugin
+from samples import encode
 
 from clipdec import load_data
 from clipdec.metrics import zsl_report
@@ -21,10 +22,9 @@ from data_prep.writer import LeftOut
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-def encode(image, kind="PNG", **options):
-    data = io.BytesIO()
-    image.save(data, kind, **options)
-    return data.getvalue()
+def flat(mode, colour, kind="PNG", size=(8, 8), **options):
+    """An image file of one colour."""
+    return encode(Image.new(mode, size, colour), kind, **options)
 
 
 def picture(width, height):
@@ -36,8 +36,7 @@ def picture(width, height):
 def quarters(corners, width, height):
     """A picture of four colours: top left, top right, bottom left, bottom right."""
     small = Image.new("RGB", (2, 2))
-    for i, colour in enumerate(corners):
-        small.putpixel((i % 2, i // 2), colour)
+    small.putdata(corners)
     return small.resize((width, height), Image.NEAREST)
 
 
@@ -49,10 +48,8 @@ def corners(image):
 
 def png(width, height, depth, kind, pixels):
     """A PNG file written by hand, of a depth that Pillow does not write. pixels: the bytes of all rows."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
+    size = lambda data: struct.pack(">I", len(data))
+    chunk = lambda name, data: size(data) + name + data + struct.pack(">I", zlib.crc32(name + data))
     step = len(pixels) // height
     rows = b"".join(b"\0" + pixels[i * step : (i + 1) * step] for i in range(height))
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
@@ -67,8 +64,8 @@ def reason(data, size=100):
 
 # ---- upright and RGB --------------------------------------------------------------------------------------------
 
-# Where the corners of the upright picture are stored (top left, top right, bottom left, bottom right), after the Exif standard:
-# 6 is "row 0 is the right side, column 0 the top", so the first stored pixel is the top right corner.
+# Where the corners of the upright picture are stored (top left, top right, bottom left, bottom right), after the Exif
+# standard: 6 is "row 0 is the right side, column 0 the top", so the first stored pixel is the top right corner.
 STORED = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "bdac", 7: "dbca", 8: "cadb"}
 
 
@@ -76,8 +73,7 @@ STORED = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "bdac", 7: "
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_orientation_is_applied(orientation, kind):
     colour = {"a": RED, "b": GREEN, "c": BLUE, "d": WHITE}
-    shape = (60, 40) if orientation < 5 else (40, 60)
-    exif = Image.Exif()
+    shape, exif = (60, 40) if orientation < 5 else (40, 60), Image.Exif()
     exif[0x0112] = orientation
     stored = quarters([colour[x] for x in STORED[orientation]], *shape)
     image = open_photo(encode(stored, kind, exif=exif, quality=95), 100)
@@ -91,22 +87,22 @@ def palette(transparent):
 
 
 ALIKE = {  # (file, the one colour it shows)
-    "grey": (encode(Image.new("L", (8, 8), 77)), (77, 77, 77)),
-    "grey, opaque": (encode(Image.new("LA", (8, 8), (77, 255))), (77, 77, 77)),
-    "grey, transparent": (encode(Image.new("LA", (8, 8), (77, 0))), WHITE),
-    "grey with a transparent value": (encode(Image.new("L", (8, 8), 77), transparency=77), WHITE),
-    "black and white": (encode(Image.new("1", (8, 8), 1)), WHITE),
+    "grey": (flat("L", 77), (77, 77, 77)),
+    "grey, opaque": (flat("LA", (77, 255)), (77, 77, 77)),
+    "grey, transparent": (flat("LA", (77, 0)), WHITE),
+    "grey with a transparent value": (flat("L", 77, transparency=77), WHITE),
+    "black and white": (flat("1", 1), WHITE),
     "palette": (palette(False), RED),
     "palette, transparent": (palette(True), WHITE),
-    "RGB": (encode(Image.new("RGB", (8, 8), (1, 2, 3))), (1, 2, 3)),
-    "RGB with a transparent colour": (encode(Image.new("RGB", (8, 8), RED), transparency=RED), WHITE),
-    "RGBA, opaque": (encode(Image.new("RGBA", (8, 8), (*RED, 255))), RED),
-    "RGBA, half transparent": (encode(Image.new("RGBA", (8, 8), (*RED, 128))), (255, 127, 127)),  # 255 * (1 - 128 / 255)
-    "RGBA, transparent": (encode(Image.new("RGBA", (8, 8), (*RED, 0))), WHITE),
-    "WebP, transparent": (encode(Image.new("RGBA", (8, 8), (*RED, 0)), "WEBP", lossless=True, exact=True), WHITE),
-    "GIF": (encode(Image.new("RGB", (8, 8), RED), "GIF"), RED),
-    "BMP": (encode(Image.new("RGB", (8, 8), RED), "BMP"), RED),
-    "TIFF": (encode(Image.new("RGB", (8, 8), RED), "TIFF"), RED),
+    "RGB": (flat("RGB", (1, 2, 3)), (1, 2, 3)),
+    "RGB with a transparent colour": (flat("RGB", RED, transparency=RED), WHITE),
+    "RGBA, opaque": (flat("RGBA", (*RED, 255)), RED),
+    "RGBA, half transparent": (flat("RGBA", (*RED, 128)), (255, 127, 127)),  # 255 * (1 - 128 / 255)
+    "RGBA, transparent": (flat("RGBA", (*RED, 0)), WHITE),
+    "WebP, transparent": (flat("RGBA", (*RED, 0), "WEBP", lossless=True, exact=True), WHITE),
+    "GIF": (flat("RGB", RED, "GIF"), RED),
+    "BMP": (flat("RGB", RED, "BMP"), RED),
+    "TIFF": (flat("RGB", RED, "TIFF"), RED),
     "16 bits, RGB": (png(2, 2, 16, 2, struct.pack(">3H", 0xC812, 0x64FF, 0x0A00) * 4), (200, 100, 10)),
 }
 
@@ -118,9 +114,12 @@ def test_every_kind_of_pixel_becomes_rgb(name):
     assert image.mode == "RGB" and image.getcolors() == [(image.width * image.height, colour)]
 
 
-@pytest.mark.parametrize("ink, colour", [((0, 255, 255, 0), RED), ((255, 0, 255, 0), GREEN), ((0, 0, 0, 0), WHITE), ((0, 0, 0, 255), (0, 0, 0))])
-def test_a_cmyk_jpeg_keeps_its_colours(ink, colour):
-    image = open_photo(encode(Image.new("CMYK", (40, 40), ink), "JPEG", quality=95), 100)
+INKS = {RED: (0, 255, 255, 0), GREEN: (255, 0, 255, 0), WHITE: (0, 0, 0, 0), (0, 0, 0): (0, 0, 0, 255)}
+
+
+@pytest.mark.parametrize("colour", INKS)
+def test_a_cmyk_jpeg_keeps_its_colours(colour):
+    image = open_photo(flat("CMYK", INKS[colour], "JPEG", (40, 40), quality=95), 100)
     assert image.mode == "RGB" and corners(image) == [colour] * 4
 
 
@@ -143,21 +142,22 @@ def test_a_progressive_jpeg_is_read():
 
 
 def test_of_several_pictures_the_first_is_read():
-    two = encode(Image.new("RGB", (40, 30), RED), "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30), BLUE)])
+    two = flat("RGB", RED, "MPO", (40, 30), save_all=True, append_images=[Image.new("RGB", (40, 30), BLUE)])
     assert Image.open(io.BytesIO(two)).format == "MPO"
     assert corners(open_photo(two, 100)) == [RED] * 4
 
 
 # ---- size -------------------------------------------------------------------------------------------------------
 
+SMALL = {(400, 300): (133, 100), (300, 400): (100, 133), (1600, 1200): (133, 100), (500, 500): (100, 100)}
+SMALL[101, 250] = (100, 248)
+
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize(
-    "shape, small", [((400, 300), (133, 100)), ((300, 400), (100, 133)), ((1600, 1200), (133, 100)), ((500, 500), (100, 100)), ((101, 250), (100, 248))]
-)
-def test_the_short_side_gets_the_size(kind, shape, small):
+@pytest.mark.parametrize("shape", SMALL)
+def test_the_short_side_gets_the_size(kind, shape):
     image = open_photo(encode(picture(*shape), kind), 100)
-    assert min(image.size) == 100 and np.abs(np.subtract(image.size, small)).max() <= 1
+    assert min(image.size) == 100 and np.abs(np.subtract(image.size, SMALL[shape])).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40), (100, 100), (100, 900), (1, 1), (1, 2000), (2000, 1)])
@@ -186,25 +186,19 @@ def test_a_large_jpeg_looks_as_if_decoded_whole(orientation):
 
 JPEG = encode(picture(400, 300), "JPEG")
 PROGRESSIVE = encode(picture(400, 300), "JPEG", progressive=True)
+NO_PHOTOS = {
+    "nothing": b"",
+    "text": b"an apple\n",
+    "zeros": b"\0" * 1000,
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "float TIFF": encode(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"),
+}
 
 
-def test_an_empty_file_is_left_out():
-    assert reason(b"") == "empty"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"an apple\n",
-        b"\0" * 1000,
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        encode(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"),
-    ],
-    ids=["text", "zeros", "EPS", "SVG", "float TIFF"],
-)
-def test_what_is_no_photo_is_left_out(data):
-    assert reason(data) == "unreadable"
+@pytest.mark.parametrize("name", NO_PHOTOS)
+def test_what_is_no_photo_is_left_out(name):
+    assert reason(NO_PHOTOS[name]) == ("empty" if name == "nothing" else "unreadable")
 
 
 @pytest.mark.parametrize("data", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
@@ -216,13 +210,14 @@ def test_a_truncated_jpeg_is_left_out(data, cut):
 
 @pytest.mark.parametrize("data", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
 def test_a_jpeg_whose_second_half_is_zeros_is_truncated(data):
-    assert reason(data[: len(data) // 2] + b"\0" * (len(data) // 2)) == "truncated"
+    half = len(data) // 2
+    assert reason(data[:half] + b"\0" * half) == "truncated"
 
 
 def test_a_cut_jpeg_with_a_whole_thumbnail_is_truncated():
     """The end of the thumbnail is not the end of the photo."""
-    app = b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail := b"Thumb\0" + encode(picture(40, 30), "JPEG"))) + thumbnail
-    data = JPEG[:2] + app + JPEG[2:]
+    thumbnail = b"Thumb\0" + encode(picture(40, 30), "JPEG")
+    data = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail + JPEG[2:]
     assert open_photo(data, 1000).size == (400, 300)
     assert reason(data[:-2]) == "truncated"
 
@@ -248,7 +243,7 @@ def test_a_damaged_png_is_left_out():
 @pytest.mark.parametrize("side", [120, 150], ids=["above the limit, a warning", "above twice the limit, an error"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_decompression_bomb_is_left_out(monkeypatch, side, kind):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)  # 120 * 120 is 1.44 times as much, 150 * 150 is 2.25 times
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)  # 120 * 120 is 1.44 times that, 150 * 150 is 2.25 times
     assert open_photo(encode(picture(90, 90), kind), 50).size == (50, 50)
     assert reason(encode(picture(side, side), kind)) == "too large"
 
@@ -261,7 +256,6 @@ def test_compressed_text_in_a_png_is_no_bomb():
 
 
 # ---- a row ------------------------------------------------------------------------------------------------------
-
 
 def test_a_row_holds_a_small_jpeg(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture(80, 60)))
@@ -299,8 +293,10 @@ def test_names_outside_the_folder_are_refused(tmp_path, name):
 # ---- a data set -------------------------------------------------------------------------------------------------
 
 SEEN, UNSEEN = ["ash", "birch"], ["cedar"]
-TRAIN = {"t0": ["ash"], "t1": [], "t2": ["cedar"], "t3": ["birch", "cedar"], "t4": ["birch", "ash"], "t5": ["elm"], "t6": ["elm", "ash"]}
+TRAIN = {"t0": ["ash"], "t1": [], "t2": ["cedar"], "t3": ["birch", "cedar"], "t4": ["birch", "ash"]}
+TRAIN |= {"t5": ["elm"], "t6": ["elm", "ash"]}
 TEST = {"e0": ["ash"], "e1": [], "e2": ["cedar"], "e3": ["cedar", "birch"], "e4": ["elm"]}
+USED = dict.fromkeys(TRAIN, ["ash"])  # as TRAIN, but every image carries a seen label
 
 
 @pytest.fixture
@@ -322,9 +318,9 @@ def prepared(root, out="out", val=0.2, seed=0, train=TRAIN, test=TEST, **rest):
 
 def contents(split):
     """{name of the image: indices of its labels}."""
-    paths = [cell["path"] for cell in split.rows["image"]]
-    assert len(set(paths)) == len(paths)
-    return {path: row.nonzero().flatten().tolist() for path, row in zip(paths, split.targets)}
+    names = samples.names(split)
+    assert len(set(names)) == len(names)
+    return {name: row.nonzero().flatten().tolist() for name, row in zip(names, split.targets)}
 
 
 def test_train_keeps_seen_labels_only(root):
@@ -345,37 +341,31 @@ def test_each_name_goes_with_its_photo(root):
 
 
 def test_what_training_is_not_told_is_counted(root, capsys):
-    info = prepared(root).info
+    info, printed = prepared(root).info, capsys.readouterr().out
     assert info["train_without_seen_label"] == 3 and info["train_showing_unseen"] == 1  # t1, t2, t5; t3
-    assert "train: 3 images without a seen label are not used; 1 of the used ones also show an unseen label" in capsys.readouterr().out
+    assert "train: 3 images without a seen label are not used; 1 of the used ones also show an unseen label" in printed
     assert info["source"] == "trees" and info["licence"] == "none"
 
 
-@pytest.mark.parametrize("keep, kept", [("all", {"zsl": 5, "gzsl": 5, "seen": 5}), ("relevant", {"zsl": 2, "gzsl": 3, "seen": 2})])
+@pytest.mark.parametrize("keep, kept", [("all", [5, 5, 5]), ("relevant", [2, 3, 2])])
 def test_both_protocols_can_be_computed_from_test(root, keep, kept):
     data = prepared(root)
     report = zsl_report(torch.rand(5, 3), data.test.targets, data.labels, keep=keep)
-    assert report["protocol"]["images_kept"] == kept
-    assert all(0 < report[part]["map"] <= 100 for part in kept)
-
-
-MANY = {f"t{i % 7}": ["ash"] for i in range(7)}
+    assert report["protocol"]["images_kept"] == dict(zip(("zsl", "gzsl", "seen"), kept))
+    assert all(0 < report[part]["map"] <= 100 for part in ("zsl", "gzsl", "seen"))
 
 
 def test_the_seed_draws_val(root):
-    drawn = [frozenset(contents(prepared(root, f"out{i}", 0.43, seed, MANY).val)) for i, seed in enumerate([0, 0, 1, 2, 3, 4])]
+    runs = [prepared(root, f"out{i}", 0.43, seed, USED) for i, seed in enumerate([0, 0, 1, 2, 3, 4])]
+    drawn = [frozenset(contents(data.val)) for data in runs]
     assert drawn[0] == drawn[1] and len(set(drawn)) > 2 and {len(names) for names in drawn} == {3}
 
 
-@pytest.mark.parametrize("val, count", [(0.15, 1), (0.43, 3), (0.86, 6)])
+@pytest.mark.parametrize("val, count", [(0, 0), (0.15, 1), (0.43, 3), (0.86, 6)])
 def test_val_is_a_share_of_train(root, val, count):
-    data = prepared(root, val=val, train=MANY)
-    assert len(data.val) == count and contents(data.train) | contents(data.val) == {name: [0] for name in MANY}
-
-
-def test_without_val_the_split_is_empty(root):
-    data = prepared(root, val=0, train=MANY)
-    assert (len(data.train), len(data.val)) == (7, 0)
+    data = prepared(root, val=val, train=USED)
+    assert (len(data.train), len(data.val)) == (7 - count, count)
+    assert contents(data.train) | contents(data.val) == {name: [0] for name in USED}
 
 
 def test_missing_files_are_named_and_counted(root, capsys):
@@ -411,30 +401,25 @@ def test_other_labels_are_another_data_set(root):
 
 # ---- the command line -------------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("options", [["--size", "0"], ["--workers", "0"], ["--val", "1"], ["--val", "-0.1"]])
 def test_impossible_options_are_refused(monkeypatch, capsys, options):
-    monkeypatch.setattr(sys, "argv", ["x", *options])
-    called = []
-    with pytest.raises(SystemExit) as error:
-        photos.run(photos.parser("Trees.", "out"), called.append)
-    assert error.value.code == 2 and "must be at least 1" in capsys.readouterr().err and called == []
+    monkeypatch.setattr("sys.argv", ["x", *options])
+    with pytest.raises(SystemExit) as error, photos.run(photos.parser("Trees.", "out")):
+        pytest.fail("the work is begun")
+    assert error.value.code == 2 and "must be at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "error, message",
-    [(KeyboardInterrupt(), "the same command goes on"), (ValueError("odd"), "x: odd"), (OSError(28, "No space left"), "No space left")],
-)
-def test_an_error_becomes_a_message(monkeypatch, error, message):
-    monkeypatch.setattr(sys, "argv", ["x"])
+FULL = OSError(28, "No space left")
+MESSAGES = {"the same command goes on": KeyboardInterrupt(), "x: odd": ValueError("odd"), "No space left": FULL}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_an_error_becomes_a_message(monkeypatch, message):
+    monkeypatch.setattr("sys.argv", ["x"])
     options = photos.parser("Trees.", "out")
     options.prog = "x"
-
-    def fail(args):
-        raise error
-
-    with pytest.raises(SystemExit, match=message):
-        photos.run(options, fail)
+    with pytest.raises(SystemExit, match=message), photos.run(options):
+        raise MESSAGES[message]
 
 
 def test_info_is_plain_json(root):

@@ -1,9 +1,8 @@
 """Distributional vectors of names: counts and PPMI by hand, and what the vectors know."""
 
-import sys
-
 import numpy as np
 import pytest
+from samples import run
 
 from clipdec.towers import load_label_embeddings
 from data_prep import emoji_scenes, word_vectors
@@ -12,7 +11,7 @@ from data_prep.word_vectors import captions, cooccurrences, factorise, name_vect
 
 def test_counts_of_words_in_one_caption():
     place = {"a": 0, "b": 1, "c": 2}
-    counts = cooccurrences([["a", "b"], ["b", "a", "b"], ["c"], ["a", "c"]], place)  # a word repeated in a caption counts once
+    counts = cooccurrences([["a", "b"], ["b", "a", "b"], ["c"], ["a", "c"]], place)  # a repeated word counts once
     assert counts.tolist() == [[0, 2, 1], [2, 0, 0], [1, 0, 0]]
 
 
@@ -47,16 +46,14 @@ def test_vectors_know_what_occurs_together():
     assert near("pizza", "sandwich") > near("pizza", "locomotive")  # food and food, food and vehicle
 
 
-def test_the_file_is_one_of_label_vectors(tmp_path, monkeypatch, capsys):
+def test_the_file_is_one_of_label_vectors(tmp_path, capsys):
     out = tmp_path / "words.npz"
-    monkeypatch.setattr(sys, "argv", ["word_vectors", "--out", str(out), "--captions", "30000", "--width", "16"])
-    word_vectors.main()
+    run(word_vectors, "--out", out, "--captions", 30000, "--width", 16)
     assert "1006 names, 16 dimensions, from 30000 captions" in capsys.readouterr().out
     assert load_label_embeddings(out, ["tiger", "pizza"]).shape == (2, 16)
 
 
-def test_names_that_are_in_no_caption_are_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["word_vectors", "--out", str(tmp_path / "words.npz"), "--captions", "20"])
+def test_names_that_are_in_no_caption_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        word_vectors.main()
+        run(word_vectors, "--out", tmp_path / "words.npz", "--captions", 20)
     assert "take more captions than 20" in capsys.readouterr().err and not (tmp_path / "words.npz").exists()

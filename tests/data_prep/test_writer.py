@@ -1,8 +1,6 @@
 """The writer of prepared data sets: its layout, what is left out, what may be replaced, and what a stop leaves."""
 
-import csv
 import errno
-import io
 import json
 import multiprocessing
 import os
@@ -10,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import filelock
 import numpy as np
 import pytest
 from PIL import Image
+from samples import encode, files, red, reds, run
 
 from clipdec import load_data
 from data_prep import folder, writer
@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 INFO = {"seen": ["red", "blue"], "unseen": ["green"], "source": "numbers", "licence": "none"}
 SIZES = {"train": 5, "val": 2, "test": 3}
 FIRST = {"train": 0, "val": 100, "test": 200}  # the number of each split's first item
+GONE = [("train", "gone.jpg", "missing", "")]
 
 
 def row(item, log, broken=(), stop=None):
-    """An image whose colour is the item's number. Each call leaves a byte in a file, as it may run in another process."""
+    """An image whose red is the item's number. Each call leaves a byte in a file, as it may run in another process."""
     name, number = item
     with open(log / name, "a") as file:
         file.write("x")
@@ -37,14 +38,7 @@ def row(item, log, broken=(), stop=None):
         raise RuntimeError(f"stopped at {number}")
     if number in broken:
         raise writer.LeftOut("odd", f"it is {number}")
-    data = io.BytesIO()
-    Image.new("RGB", (2, 2), (number, 0, 0)).save(data, "PNG")
-    return {"image": {"bytes": data.getvalue(), "path": name}, "labels": [number % 3]}
-
-
-def files(folder):
-    """{path in the folder: contents}."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {"image": {"bytes": red(number, "PNG", (2, 2)), "path": name}, "labels": [number % 3]}
 
 
 def changes(folder):
@@ -53,20 +47,25 @@ def changes(folder):
 
 
 @pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
 def log(tmp_path):
-    folder = tmp_path / "log"
-    folder.mkdir()
-    return folder
+    return tmp_path / "log"
 
 
 @pytest.fixture
 def call(tmp_path, log, monkeypatch):
     """call(out, ...) writes ten small images in shards of two."""
+    log.mkdir()
     monkeypatch.setattr(writer, "SHARD", 2)
 
     def call(out="out", info=INFO, sizes=SIZES, workers=1, broken=(), stop=None, **rest):
         items = {split: [(f"{split}{i}", FIRST[split] + i) for i in range(n)] for split, n in sizes.items()}
-        return writer.write(tmp_path / out, info, items, partial(row, log=log, broken=broken, stop=stop), workers, **rest)
+        make = partial(row, log=log, broken=broken, stop=stop)
+        return writer.write(tmp_path / out, info, items, make, workers, **rest)
 
     return call
 
@@ -76,33 +75,29 @@ def calls(log):
     return {path.name: path.stat().st_size for path in log.iterdir()}
 
 
-def colours(split):
-    return [split.image(i).getpixel((0, 0))[0] for i in range(len(split))]
-
-
 # ---- layout -----------------------------------------------------------------------------------------------------
 
-
-def test_load_from_disk_opens_the_folder(call, tmp_path):
+def test_load_from_disk_opens_the_folder(call, out):
     assert call() == SIZES
-    opened = datasets.load_from_disk(tmp_path / "out")
+    opened = datasets.load_from_disk(out)
     assert opened.num_rows == SIZES and opened["train"].features == writer.FEATURES
     assert opened["test"]["labels"] == [[200 % 3], [201 % 3], [202 % 3]] and str(opened["test"].split) == "test"
 
 
-def test_load_data_opens_the_folder(call, tmp_path):
+def test_load_data_opens_the_folder(call, out):
     call()
-    data = load_data(tmp_path / "out")
-    assert data.labels.names == ["red", "blue", "green"] and data.info["images"] == SIZES and data.info["left_out"] == {}
+    data = load_data(out)
+    assert data.labels.names == ["red", "blue", "green"]
+    assert data.info["images"] == SIZES and data.info["left_out"] == {}
     assert data.val.targets.tolist() == [[False, True, False], [False, False, True]]  # 100 % 3 = 1, 101 % 3 = 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_shards_keep_the_order_of_the_items(call, tmp_path, workers):
+def test_shards_keep_the_order_of_the_items(call, out, workers):
     call(sizes={"train": 9, "val": 1, "test": 4}, workers=workers)
-    assert sorted(p.name for p in (tmp_path / "out" / "train").glob("*.arrow")) == [f"data-{i:05}-of-00005.arrow" for i in range(5)]
-    data = load_data(tmp_path / "out")
-    assert (colours(data.train), colours(data.test)) == (list(range(9)), [200, 201, 202, 203])
+    assert sorted(p.name for p in (out / "train").glob("*.arrow")) == [f"data-{i:05}-of-00005.arrow" for i in range(5)]
+    data = load_data(out)
+    assert (reds(data.train), reds(data.test)) == (list(range(9)), [200, 201, 202, 203])
 
 
 def test_the_number_of_workers_changes_no_byte(call, tmp_path):
@@ -112,26 +107,28 @@ def test_the_number_of_workers_changes_no_byte(call, tmp_path):
     assert "left_out.csv" in one and one == files(tmp_path / "two")
 
 
-def test_nothing_but_the_data_set_is_left(call, tmp_path, log):
+def test_nothing_but_the_data_set_is_left(call, tmp_path, out, log):
     call()
-    shards = {f"{split}/data-{i:05}-of-{n:05}.arrow" for split, n in (("train", 3), ("val", 1), ("test", 2)) for i in range(n)}
-    rest = {f"{split}/{name}" for split in SIZES for name in ("dataset_info.json", "state.json")} | {"labels.json", "dataset_dict.json"}
-    assert set(files(tmp_path / "out")) == shards | rest
+    expected = {"labels.json", "dataset_dict.json"}
+    for split, count in (("train", 3), ("val", 1), ("test", 2)):
+        expected |= {f"{split}/dataset_info.json", f"{split}/state.json"}
+        expected |= {f"{split}/data-{i:05}-of-{count:05}.arrow" for i in range(count)}
+    assert set(files(out)) == expected
     assert {p.name for p in tmp_path.iterdir()} == {"out", "log"}
 
 
-def test_an_empty_split_opens(call, tmp_path):
+def test_an_empty_split_opens(call, out):
     call(sizes={"train": 3, "val": 0, "test": 2})
-    data = load_data(tmp_path / "out")
+    data = load_data(out)
     assert (len(data.train), len(data.val), len(data.test)) == (3, 0, 2)
 
 
-def test_a_shard_of_which_all_is_left_out_opens(call, tmp_path):
+def test_a_shard_of_which_all_is_left_out_opens(call, out):
     assert call(broken=(2, 3)) == {"train": 3, "val": 2, "test": 3}
-    assert colours(load_data(tmp_path / "out").train) == [0, 1, 4]
+    assert reds(load_data(out).train) == [0, 1, 4]
 
 
-def test_load_gives_what_make_is_called_with(call, tmp_path):
+def test_load_gives_what_make_is_called_with(call, out):
     asked = []
 
     def load(split, items):
@@ -140,90 +137,85 @@ def test_load_gives_what_make_is_called_with(call, tmp_path):
 
     call(sizes={"train": 3, "val": 1, "test": 2}, load=load)
     assert asked == [("train", 2), ("train", 1), ("val", 1), ("test", 2)]
-    assert colours(load_data(tmp_path / "out").train) == [50, 51, 52]
+    assert reds(load_data(out).train) == [50, 51, 52]
 
 
 # ---- a folder that is there -------------------------------------------------------------------------------------
 
-
-def test_equal_info_does_nothing(call, tmp_path, log, capsys):
+def test_equal_info_does_nothing(call, out, log, capsys):
     call()
-    before = changes(tmp_path / "out")
+    before = changes(out)
     capsys.readouterr()
     assert call() == SIZES
-    assert capsys.readouterr().out == "out is ready\n" and changes(tmp_path / "out") == before
+    assert capsys.readouterr().out == "out is ready\n" and changes(out) == before
     assert set(calls(log).values()) == {1}
 
 
-def test_other_info_is_refused(call, tmp_path):
+def test_other_info_is_refused(call, out):
     call()
-    before = files(tmp_path / "out")
+    before = files(out)
     with pytest.raises(FileExistsError, match=r"another data set \(other licence\)"):
         call(info=INFO | {"licence": "mine"})
-    assert files(tmp_path / "out") == before
+    assert files(out) == before
 
 
-def test_replace_names_the_source_that_may_be_replaced(call, tmp_path):
+def test_replace_names_the_source_that_may_be_replaced(call, out):
     call()
+    other = INFO | {"licence": "mine"}
     with pytest.raises(FileExistsError):
-        call(info=INFO | {"licence": "mine"}, replace="letters")
-    call(info=INFO | {"licence": "mine"}, sizes={"train": 1, "val": 1, "test": 1}, replace="numbers")
-    data = load_data(tmp_path / "out")
+        call(info=other, replace="letters")
+    call(info=other, sizes={"train": 1, "val": 1, "test": 1}, replace="numbers")
+    data = load_data(out)
     assert data.info["licence"] == "mine" and len(data.train) == 1
 
 
 @pytest.mark.parametrize("replace", [None, "numbers"])
-def test_a_folder_of_other_files_is_refused(call, tmp_path, replace):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "diary.txt").write_text("mine")
+def test_a_folder_of_other_files_is_refused(call, out, replace):
+    out.mkdir()
+    (out / "diary.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty and not a prepared data set"):
         call(replace=replace)
-    assert files(tmp_path / "out") == {"diary.txt": b"mine"}
+    assert files(out) == {"diary.txt": b"mine"}
 
 
-def test_a_file_in_its_place_is_refused(call, tmp_path):
-    (tmp_path / "out").write_text("mine")
+def test_a_file_in_its_place_is_refused(call, out):
+    out.write_text("mine")
     with pytest.raises(FileExistsError):
         call()
-    assert (tmp_path / "out").read_text() == "mine"
+    assert out.read_text() == "mine"
 
 
-def test_an_empty_folder_is_used(call, tmp_path):
-    (tmp_path / "out").mkdir()
+def test_an_empty_folder_is_used(call, out):
+    out.mkdir()
     call()
-    assert len(load_data(tmp_path / "out").train) == 5
+    assert len(load_data(out).train) == 5
 
 
 # ---- what is left out -------------------------------------------------------------------------------------------
 
-
-def test_what_is_left_out_is_listed(call, tmp_path):
-    assert call(broken=(1, 201), left_out=[("train", "gone.jpg", "missing", "")]) == {"train": 4, "val": 2, "test": 2}
-    with open(tmp_path / "out" / "left_out.csv", newline="", encoding="utf8") as file:
-        assert list(csv.reader(file)) == [
-            ["split", "image", "reason", "detail"],
-            ["train", "gone.jpg", "missing", ""],
-            ["train", "train1", "odd", "it is 1"],
-            ["test", "test1", "odd", "it is 201"],
-        ]
+def test_what_is_left_out_is_listed(call, out):
+    assert call(broken=(1, 201), left_out=GONE) == {"train": 4, "val": 2, "test": 2}
+    header, gone, *odd = (out / "left_out.csv").read_bytes().decode().splitlines()
+    assert (header, gone) == ("split,image,reason,detail", "train,gone.jpg,missing,")
+    assert odd == ["train,train1,odd,it is 1", "test,test1,odd,it is 201"]
 
 
-def test_what_is_left_out_is_counted(call, tmp_path, capsys):
-    call(broken=(1, 201), left_out=[("train", "gone.jpg", "missing", "")])
-    info = json.loads((tmp_path / "out" / "labels.json").read_text())
+def test_what_is_left_out_is_counted(call, out, capsys):
+    call(broken=(1, 201), left_out=GONE)
+    info = json.loads((out / "labels.json").read_text())
     assert info["left_out"] == {"odd": 2, "missing": 1} and info["images"] == {"train": 4, "val": 2, "test": 2}
     assert "out: 4 train, 2 val, 2 test images kept; left out: 3 (2 odd, 1 missing)" in capsys.readouterr().out
 
 
-def test_nothing_left_out_is_said_too(call, tmp_path, capsys):
+def test_nothing_left_out_is_said_too(call, out, capsys):
     call()
-    assert "images kept; left out: 0\n" in capsys.readouterr().out and not (tmp_path / "out" / "left_out.csv").exists()
+    assert "images kept; left out: 0\n" in capsys.readouterr().out and not (out / "left_out.csv").exists()
 
 
-def test_too_much_left_out_is_an_error(call, tmp_path):
+def test_too_much_left_out_is_an_error(call, tmp_path, out):
     with pytest.raises(ValueError, match=r"2 of 10 images \(20 %\).*--max-missing 19"):
         call(broken=(1, 201), max_missing=19)
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
     assert len((tmp_path / "out.partial" / "left_out.csv").read_text().splitlines()) == 3
 
 
@@ -233,7 +225,7 @@ def test_the_limit_itself_is_allowed(call):
 
 def test_too_much_missing_is_an_error_before_the_work(call, log):
     with pytest.raises(ValueError, match="1 of 11 images"):
-        call(left_out=[("train", "gone.jpg", "missing", "")], max_missing=0)
+        call(left_out=GONE, max_missing=0)
     assert calls(log) == {}
 
 
@@ -247,40 +239,39 @@ def test_a_higher_limit_makes_only_the_shard_with_what_was_left_out_again(call, 
 
 # ---- a stop -----------------------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_leaves_no_data_set(call, tmp_path, workers):
+def test_an_error_leaves_no_data_set(call, tmp_path, out, workers):
     with pytest.raises(RuntimeError, match="stopped at 201"):
         call(stop=201, workers=workers)
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").is_dir()
+    assert not out.exists() and (tmp_path / "out.partial").is_dir()
     for name in ("out", "out.partial"):
         with pytest.raises(FileNotFoundError):
             load_data(tmp_path / name)
 
 
-def test_the_next_call_makes_only_what_lacks(call, tmp_path, log):
+def test_the_next_call_makes_only_what_lacks(call, tmp_path, out, log):
     with pytest.raises(RuntimeError):
         call(stop=201)
     assert call() == SIZES
     again = {"test0", "test1"}  # the shard that stopped
     assert calls(log) == {f"{s}{i}": 1 + (f"{s}{i}" in again) for s, n in SIZES.items() for i in range(n)}
     call("undisturbed")
-    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+    assert files(out) == files(tmp_path / "undisturbed")
 
 
-def test_the_shards_of_another_data_set_are_not_used(call, tmp_path, log):
+def test_the_shards_of_another_data_set_are_not_used(call, tmp_path, out, log):
     with pytest.raises(RuntimeError):
         call(stop=201)
     call(info=INFO | {"seed": 1})
     assert calls(log)["train0"] == 2
     call("undisturbed", info=INFO | {"seed": 1})
-    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+    assert files(out) == files(tmp_path / "undisturbed")
 
 
 def test_a_second_run_at_once_is_refused(call, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "FileLock", lambda path, timeout: filelock.FileLock(path, timeout=0.1))
     (tmp_path / "out.partial").mkdir()
-    hold = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+    hold = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]):\n print('held', flush=True)\n sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(tmp_path / "out.partial" / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
@@ -325,8 +316,8 @@ def test_a_stop_before_the_renaming_loses_no_work(call, tmp_path, log, monkeypat
     assert call() == SIZES and set(calls(log).values()) == {1}
 
 
-@pytest.mark.parametrize("name", ["plan.json", "data-00001-of-00003", "labels.json"])
-def test_a_full_disk_ends_with_its_error(call, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["plan.json", "data-00001-of-00003.arrow", "labels.json"])
+def test_a_full_disk_ends_with_its_error(call, out, monkeypatch, name):
     flush = writer._flush
 
     def full(file):
@@ -334,48 +325,45 @@ def test_a_full_disk_ends_with_its_error(call, tmp_path, monkeypatch, name):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         flush(file)
 
-    pool = partial(writer.ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))  # so that a worker has `full`
+    fork = multiprocessing.get_context("fork")  # so that a worker has `full`
+    pool = partial(writer.ProcessPoolExecutor, mp_context=fork)
     with monkeypatch.context() as patch:
         patch.setattr(writer, "_flush", full)
         patch.setattr(writer, "ProcessPoolExecutor", pool)
         with pytest.raises(OSError) as error:
             call()
-    assert error.value.errno == errno.ENOSPC and not (tmp_path / "out").exists()
-    assert call() == SIZES and len(load_data(tmp_path / "out").train) == 5
+    assert error.value.errno == errno.ENOSPC and not out.exists()
+    assert call() == SIZES and len(load_data(out).train) == 5
 
 
 # ---- a stopped process ------------------------------------------------------------------------------------------
-
-PHOTOS = 600
-
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory):
     """Arguments of data_prep.folder for some hundreds of photos, and the files of a run that nothing disturbed."""
     root = tmp_path_factory.mktemp("album")
     (root / "photos").mkdir()
-    rng = np.random.default_rng(0)
+    rng, count = np.random.default_rng(0), 600
     for i in range(9):
-        data = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8)).resize((800, 600)).save(data, "JPEG")
-        for k in range(i, PHOTOS, 9):
-            (root / "photos" / f"{k}.jpg").write_bytes(data.getvalue())
-    lines = [f"{i}.jpg,{'abcdefghij'[i % 10]}" for i in range(PHOTOS)]
+        noise = Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8))
+        data = encode(noise.resize((800, 600)), "JPEG")
+        for k in range(i, count, 9):
+            (root / "photos" / f"{k}.jpg").write_bytes(data)
+    lines = [f"{i}.jpg,{'abcdefghij'[i % 10]}" for i in range(count)]
     (root / "labels.csv").write_text("\n".join(["image,labels", *lines]))
-    arguments = ["--images", str(root / "photos"), "--labels", str(root / "labels.csv"), "--hold-out", "0.2", "--size", "200", "--workers", "2"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["folder", *arguments, "--out", str(root / "undisturbed")])
-        folder.main()
+    arguments = ["--images", root / "photos", "--labels", root / "labels.csv"]
+    arguments += ["--hold-out", "0.2", "--size", "200", "--workers", "2"]
+    run(folder, *arguments, "--out", root / "undisturbed")
     return arguments, files(root / "undisturbed")
 
 
 @pytest.fixture
-def start(album, tmp_path):
+def start(album, tmp_path, out):
     """start() runs data_prep.folder in a group of processes of its own, until it has written a shard of several."""
     running = []
 
     def start():
-        command = [sys.executable, "-m", "data_prep.folder", *album[0], "--out", str(tmp_path / "out")]
+        command = [sys.executable, "-m", "data_prep.folder", *album[0], "--out", out]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
         running.append(process)
@@ -387,23 +375,15 @@ def start(album, tmp_path):
 
     yield start
     for process in running:
-        try:
+        with suppress(ProcessLookupError):  # all its processes are gone
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # all its processes are gone
         process.wait()
         process.stdout.close()
 
 
-def finish(album, out, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["folder", *album[0], "--out", str(out)])
-    folder.main()
-
-
-def test_a_killed_run_goes_on(start, album, tmp_path, monkeypatch, capsys):
+def test_a_killed_run_goes_on(start, album, out, capsys):
     """Killed as by the kernel: nothing can be tidied up."""
-    out, partial_ = tmp_path / "out", tmp_path / "out.partial"
-    process = start()
+    partial_, process = out.with_name("out.partial"), start()
     process.kill()  # the parent only
     process.communicate(timeout=10)  # ends when no worker holds the pipe
     whole = {name: t for name, t in changes(partial_).items() if name.endswith(".arrow")}
@@ -411,21 +391,21 @@ def test_a_killed_run_goes_on(start, album, tmp_path, monkeypatch, capsys):
     for path in (out, partial_):
         with pytest.raises(FileNotFoundError):
             load_data(path)
-    finish(album, out, monkeypatch)
+    run(folder, *album[0], "--out", out)
     assert "images are there already" in capsys.readouterr().out
     assert {name: changes(out)[name] for name in whole} == whole
     assert files(out) == album[1] and not partial_.exists()
     assert load_data(out).info["images"]["test"] > 128  # several shards
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(start, album, tmp_path, monkeypatch):
+def test_ctrl_c_says_that_the_same_command_goes_on(start, album, tmp_path, out):
     process, shards = start(), lambda: len(list((tmp_path / "out.partial").glob("*/*.arrow")))
     time.sleep(0.1)  # both workers are in the middle of a shard
     before = shards()
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=20)
     assert output.splitlines()[-1] == "stopped: the same command goes on from here" and process.returncode == 1
-    assert "Traceback" not in output and not (tmp_path / "out").exists()
+    assert "Traceback" not in output and not out.exists()
     assert shards() >= before + 2  # what the two workers had in work is kept
-    finish(album, tmp_path / "out", monkeypatch)
-    assert files(tmp_path / "out") == album[1]
+    run(folder, *album[0], "--out", out)
+    assert files(out) == album[1]

@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision.transforms import v2
 
 from clipdec import Predictor, export_onnx, fit
 from clipdec.export import onnx as export
@@ -29,6 +30,8 @@ def answers(session, images, queries=None):
 
 
 def compare(run_folder, path, images):
+    """Export a run to `path`: the file answers as the Predictor does. Returns both."""
+    export_onnx(run_folder, path)
     predictor, session = Predictor.load(run_folder), onnxruntime.InferenceSession(str(path))
     facts, found = answers(session, images)
     assert facts["names"] == predictor.labels.names and facts["threshold"] == predictor.threshold
@@ -39,8 +42,8 @@ def compare(run_folder, path, images):
 
 
 def test_the_file_answers_as_torch_does(tiny, tiny_run, tmp_path):
-    export_onnx(tiny_run[0], tmp_path / "model.onnx")
-    predictor, session = compare(tiny_run[0], tmp_path / "model.onnx", [tiny.test.image(i).resize((150, 90)) for i in range(3)])
+    images = [tiny.test.image(i).resize((150, 90)) for i in range(3)]
+    predictor, session = compare(tiny_run[0], tmp_path / "model.onnx", images)
     names = ["a red fruit", "pizza"]
     _, found = answers(session, [tiny.test.image(0)], predictor.vectors(names))
     assert dict(zip(names, found[0].tolist())) == pytest.approx(dict(predictor(tiny.test.image(0), names)), abs=1e-4)
@@ -48,12 +51,13 @@ def test_the_file_answers_as_torch_does(tiny, tiny_run, tmp_path):
 
 
 def test_another_tower_the_paper_s_head_and_vectors_of_a_file(tiny, settings, tmp_path):
-    torch.manual_seed(0)
     tower = timm.create_model("test_efficientnet", pretrained=False)
     save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, tmp_path / "tower.safetensors")
-    np.savez(tmp_path / "vectors.npz", names=np.array(tiny.labels.names), vectors=np.random.default_rng(0).standard_normal((1006, 20)))
-    fit(tiny, settings(tmp_path / "run", image_tower="timm:test_efficientnet", image_weights=str(tmp_path / "tower.safetensors"), label_embeddings=str(tmp_path / "vectors.npz"), head="ml_decoder"))  # fmt: skip
-    export_onnx(tmp_path / "run", tmp_path / "model.onnx")
+    vectors = np.random.default_rng(0).standard_normal((1006, 20))
+    np.savez(tmp_path / "vectors.npz", names=np.array(tiny.labels.names), vectors=vectors)
+    other = {"image_tower": "timm:test_efficientnet", "image_weights": str(tmp_path / "tower.safetensors")}
+    other |= {"label_embeddings": str(tmp_path / "vectors.npz"), "head": "ml_decoder"}
+    fit(tiny, settings(tmp_path / "run", **other))
     compare(tmp_path / "run", tmp_path / "model.onnx", [tiny.test.image(0)])
 
 
@@ -62,14 +66,16 @@ def test_clip_s_own_answer_is_in_the_file(tiny, tiny_run, tmp_path):
         (tmp_path / name).write_bytes((tiny_run[0] / name).read_bytes())
     weights = load_file(tiny_run[0] / "checkpoint.safetensors")
     save_file(weights | {"clip_weight": torch.tensor(0.7)}, tmp_path / "checkpoint.safetensors")
-    assert Predictor.load(tmp_path)(tiny.test.image(0), "pizza") != Predictor.load(tiny_run[0])(tiny.test.image(0), "pizza")
-    export_onnx(tmp_path, tmp_path / "model.onnx")
-    compare(tmp_path, tmp_path / "model.onnx", [tiny.test.image(0)])
+    image = tiny.test.image(0)
+    assert Predictor.load(tmp_path)(image, "pizza") != Predictor.load(tiny_run[0])(image, "pizza")
+    compare(tmp_path, tmp_path / "model.onnx", [image])
 
 
 def test_a_file_that_differs_is_not_kept(tiny_run, tmp_path, monkeypatch):
     forward = export._Answer.forward
-    monkeypatch.setattr(export._Answer, "forward", lambda self, pixels, queries: tuple(x + 2e-4 * (not torch.compiler.is_exporting()) for x in forward(self, pixels, queries)))
+    shifted = lambda x: x + 2e-4 * (not torch.compiler.is_exporting())
+    other = lambda self, pixels, queries: tuple(map(shifted, forward(self, pixels, queries)))
+    monkeypatch.setattr(export._Answer, "forward", other)
     with pytest.raises(ValueError, match="differs from torch by 0.0002"):
         export_onnx(tiny_run[0], tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
@@ -85,6 +91,4 @@ def test_without_the_extra(tiny_run, tmp_path, monkeypatch):
 
 def test_preprocessing_that_a_file_cannot_carry():
     with pytest.raises(ValueError, match="RandomGrayscale"):
-        from torchvision.transforms import v2
-
         export.describe(v2.Compose([v2.Resize(8), v2.RandomGrayscale()]))
