@@ -24,7 +24,7 @@ class Decision:
 
     def __init__(self, threshold, temperature, seen_rate, other_rate, base_rate):
         self.threshold, self.temperature = threshold, temperature
-        self.shifts = tuple(log_odds(rate) - log_odds(base_rate) for rate in (seen_rate, other_rate))  # by kind
+        self.shifts = tuple(log_odds(rate) - log_odds(base_rate) for rate in (seen_rate, other_rate))  # seen, other
 
     def ranked(self, names, logits, seen, ranking):
         """(names, probabilities) of the labels that are ranked, the most probable first. logits, seen: [L]."""
