@@ -1,8 +1,8 @@
 """What the panel shows, as HTML and pictures: pure functions. Names come from outside and are escaped here."""
 
 import base64
-import html
 import io
+from html import escape
 
 import numpy as np
 from PIL import Image
@@ -14,10 +14,7 @@ HATCH = f"repeating-linear-gradient(45deg,{UNSEEN} 0 5px,#7a5200 5px 7px)"  # un
 
 
 def bars(ranks, marks, probabilities, threshold):
-    """A bar for each label beside its button: rank, mark in words, bar (seen plain blue, others hatched orange), probability.
-
-    Args: ranks, from 1; marks, "seen", "unseen" or "new"; probabilities in 0..1; threshold in 0..1, drawn as a dotted line.
-    """
+    """Beside the button of each label its rank, mark ("seen", "unseen", "new"), bar with the threshold, probability."""
     rows = "".join(_bar(rank, mark, float(p), threshold) for rank, mark, p in zip(ranks, marks, probabilities))
     columns = f"grid-template-columns:2.5em 4em 1fr 3em;grid-auto-rows:{ROW}"
     return f'<div style="display:grid;{columns};column-gap:6px;align-items:center;line-height:1.2">{rows}</div>'
@@ -26,57 +23,54 @@ def bars(ranks, marks, probabilities, threshold):
 def _bar(rank, mark, probability, threshold):
     fill = f"width:{100 * probability:.1f}%;height:100%;background:{SEEN if mark == 'seen' else HATCH}"
     line = f"position:absolute;top:-4px;bottom:-4px;left:{100 * threshold:.1f}%;border-left:2px dotted currentColor"
+    bar = f'<div style="{fill}"></div><div style="{line}"></div>'
     strength = "bold" if probability >= threshold else "normal"
     return (
         f'<span style="text-align:right">{rank}.</span><span>{mark}</span>'
-        f'<div style="position:relative;background:#8883;height:1.1em"><div style="{fill}"></div><div style="{line}"></div></div>'
+        f'<div style="position:relative;background:#8883;height:1.1em">{bar}</div>'
         f'<span style="font-weight:{strength}">{probability:.3f}</span>'
     )
 
 
 def sets(predicted, true, hidden=0):
-    """The labels that are predicted and those that are there, as HTML. Of many, `hidden` are not listed.
-
-    Args: predicted, true: lists of names; true is None where nobody knows, as for a photo of one's own.
-    """
+    """The names that are predicted, and `hidden` more, and those that are true, or None where nobody knows."""
     more = f" and {hidden} more" if hidden else ""
-    lines = [f"<b>predicted</b>: {html.escape(', '.join(predicted)) + more or 'nothing at this threshold'}"]
+    lines = [f"<b>predicted</b>: {escape(', '.join(predicted)) + more or 'nothing at this threshold'}"]
     if true is not None:
-        lines.append(f"<b>true</b>: {html.escape(', '.join(true)) or 'none of the labels asked about'}")
+        lines.append(f"<b>true</b>: {escape(', '.join(true)) or 'none of the labels asked about'}")
     return f'<div style="line-height:1.4;overflow-wrap:anywhere">{"<br>".join(lines)}</div>'
 
 
 def figures(rows, foot=""):
     """Precision, recall and F1 as a table. rows: [(name, (precision, recall, F1))], in 0..1, nan shown as a dash."""
-    cell = '<td style="padding:0 8px;text-align:right">'
-    head = "".join(f'<th scope="col" style="padding:0 8px;text-align:right">{name}</th>' for name in ("precision", "recall", "F1"))
-    body = "".join(
-        f'<tr><th scope="row" style="text-align:left;font-weight:normal">{html.escape(name)}</th>'
-        + "".join(f"{cell}{'–' if x != x else f'{100 * x:.1f} %'}</td>" for x in values) + "</tr>"
-        for name, values in rows
-    )  # fmt: skip
-    return f'<table style="line-height:1.5"><tr><td></td>{head}</tr>{body}</table><div style="line-height:1.4">{html.escape(foot)}</div>'
+    style = 'style="padding:0 8px;text-align:right"'
+    head, body = "".join(f'<th scope="col" {style}>{name}</th>' for name in ("precision", "recall", "F1")), ""
+    for name, values in rows:
+        cells = "".join(f"<td {style}>{'–' if x != x else f'{100 * x:.1f} %'}</td>" for x in values)
+        body += f'<tr><th scope="row" style="text-align:left;font-weight:normal">{escape(name)}</th>{cells}</tr>'
+    table = f'<table style="line-height:1.5"><tr><td></td>{head}</tr>{body}</table>'
+    return f'{table}<div style="line-height:1.4">{escape(foot)}</div>'
 
 
 def message(text, wrong=False):
     """A line about what happened: `wrong` ones are announced to screen readers at once."""
-    if not text:
-        return ""
-    colour = "border-left:4px solid #D55E00;padding-left:8px;font-weight:bold" if wrong else "opacity:0.85"
-    return f'<div role="{"alert" if wrong else "status"}" style="{colour};line-height:1.4;overflow-wrap:anywhere">{html.escape(text)}</div>'
+    style = "border-left:4px solid #D55E00;padding-left:8px;font-weight:bold" if wrong else "opacity:0.85"
+    role = "alert" if wrong else "status"
+    return text and f'<div role="{role}" style="{style};line-height:1.4;overflow-wrap:anywhere">{escape(text)}</div>'
 
 
 def picture(image, alt, width):
     """A PIL image as an HTML image with a text for those who cannot see it, `width` px wide."""
     file, height = io.BytesIO(), max(1, round(width * image.height / image.width))
     image.resize((width, height), Image.BILINEAR).save(file, "PNG", compress_level=1)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" width="{width}" height="{height}" style="max-width:none;display:block">'
+    source = f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}" alt="{escape(alt)}"'
+    return f'<img {source} width="{width}" height="{height}" style="max-width:none;display:block">'
 
 
 def captioned(pictures, width):
     """Pictures in a row, each above its caption. pictures: [(picture's HTML, caption)]."""
-    cells = "".join(f'<figure style="margin:0;width:{width}px">{image}<figcaption style="line-height:1.3">{html.escape(text)}</figcaption></figure>' for image, text in pictures)
+    texts = [(image, f'<figcaption style="line-height:1.3">{escape(text)}</figcaption>') for image, text in pictures]
+    cells = "".join(f'<figure style="margin:0;width:{width}px">{image}{text}</figure>' for image, text in texts)
     return f'<div style="display:flex;gap:8px">{cells}</div>'
 
 
