@@ -7,8 +7,7 @@ import torch
 
 from clipdec import LabelSpace, encode_labels
 from clipdec.labels import join_names
-from clipdec.towers import load_label_embeddings
-from clipdec.towers import MINI
+from clipdec.towers import MINI, load_label_embeddings
 
 NAMES = ["pizza", "dog face", "flag: Japan"]
 close = lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

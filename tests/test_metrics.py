@@ -7,7 +7,8 @@ from sklearn.metrics import average_precision_score
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from clipdec import LabelSpace
-from clipdec.metrics import average_precision, precision_recall_f1, resampled_map, set_figures, zsl_report
+from clipdec.comparison.statistics import resampled_map
+from clipdec.metrics import average_precision, precision_recall_f1, set_figures, zsl_report
 
 
 def random_case(images, labels, levels, seed, prevalence=0.3):

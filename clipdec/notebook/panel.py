@@ -7,10 +7,10 @@ from functools import cache, partial
 import ipywidgets as w
 import torch
 
+from clipdec.data import open_image
 from clipdec.metrics import set_figures
 from clipdec.notebook import render
 from clipdec.notebook.answers import Decision, Part, best_three, parse_labels
-from clipdec.predictor.predictor import open_image
 
 TOP, MOST = 12, 15  # labels shown; predicted labels that are named
 SIDE, THUMB, PHOTO = 186, 92, 1024  # px: width of pictures, and of small ones; what a large photo is scaled down to

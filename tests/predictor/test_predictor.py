@@ -13,10 +13,10 @@ from PIL import Image
 
 from clipdec import Predictor, load_run
 from clipdec.calibration import Calibration, fit_calibration
-from clipdec.training.scores import split_scores
-from clipdec.training.build import label_queries
 from clipdec.data import open_image
 from clipdec.predictor.__main__ import main
+from clipdec.training.build import label_queries
+from clipdec.training.scores import split_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["pizza", "a dog that reads", "key", "no label of the data set"]
