@@ -112,10 +112,7 @@ def _split(table, name, count):
 
 def split_seen(labels, count, seed=0):
     """Draw `count` of the seen labels to be held out of a training: (indices of the others, indices of those)."""
-    seen = len(labels.seen)
-    if not 0 <= count < seen:
-        raise ValueError(f"count must be from 0 to {seen - 1}, got {count}")
-    held = torch.tensor(sorted(random.Random(seed).sample(range(seen), count)), dtype=torch.long)
+    held = torch.tensor(sorted(random.Random(seed).sample(range(len(labels.seen)), count)), dtype=torch.long)
     return labels.seen_index[~torch.isin(labels.seen_index, held)], held
 
 
@@ -123,6 +120,8 @@ def hold_out(data, count=81, seed=0):
     """Seen labels playing the unseen, to choose settings without a look at test: a Data whose `unseen` are `count` of
     the seen labels, whose train images carry none of them, and whose test split is val (as its val still is).
     """
+    if not 0 < count < len(data.labels.seen):
+        raise ValueError(f"count must be from 1 to {len(data.labels.seen) - 1}, got {count}")
     order = torch.cat(split_seen(data.labels, count, seed))
     names, trained = [data.labels.seen[i] for i in order], len(order) - count
     train, val = (replace(split, targets=split.targets[:, order]) for split in (data.train, data.val))

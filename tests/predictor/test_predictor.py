@@ -148,7 +148,7 @@ def test_attention_on_the_grid_of_the_image(predictor, tiny):
     assert full.shape == (80, 160) and full.sum().item() == pytest.approx(1, abs=1e-4) and full.min() >= 0
     tokens, vectors = model.tower(model.tower.preprocess(image)[None])
     with torch.no_grad():
-        _, maps = model.score(tokens, vectors, label_vectors(predictor.config, ["pizza"]), need_attention=True)
+        _, maps = model.score(tokens, vectors, label_queries(predictor.config, ["pizza"]), need_attention=True)
     down, across = map(weights, (80, 160), model.tower.grid)  # [H, rows], [W, columns]
     expected = down @ maps[0, 0].unflatten(0, model.tower.grid).numpy() @ across.T
     assert full.numpy() == pytest.approx(expected / expected.sum(), rel=1e-4)
