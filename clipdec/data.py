@@ -144,7 +144,7 @@ def open_image(image, name=None, largest=None):
         if isinstance(image, (np.ndarray, torch.Tensor)):
             name = name or f"the array of {image.dtype} {list(image.shape)}"
             image = to_pil_image(image)
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        opened = image.copy() if isinstance(image, Image.Image) else Image.open(image)
         if largest:
             opened.thumbnail((largest, largest))
         opened = ImageOps.exif_transpose(opened)  # photos say in EXIF which side is up

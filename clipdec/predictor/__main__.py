@@ -42,12 +42,10 @@ def ask(predictor, photos, labels, top_k):
 
 
 def show(predictor, answers):
-    for photo, answer in answers.items():
-        print(f"{photo}\n{answer_table(predictor, answer)}\n")
-    if answers:
-        calibration = predictor.calibration
-        rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
-        print(f"✓ predicted: at least {calibration.threshold:.3f}, the best F1 on val; {rate}")
+    print("\n\n".join(f"{photo}\n{answer_table(predictor, answer)}" for photo, answer in answers.items()))
+    calibration = predictor.calibration
+    rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
+    print(f"✓ predicted: at least {calibration.threshold:.3f}, the best F1 on val; {rate}")
 
 
 def main(arguments=None):
@@ -73,7 +71,7 @@ def main(arguments=None):
     if args.json:
         records = [answer_json(predictor, photo, answer) for photo, answer in answers.items()]
         print(json.dumps(records, indent=1, ensure_ascii=False))
-    else:
+    elif answers:
         show(predictor, answers)
     sys.exit(int(len(answers) < len(set(args.photos))))
 

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from clipdec import Predictor, export_onnx, fit
 from clipdec.export import onnx as export
+from clipdec.export.__main__ import main
 
 RESAMPLING = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}
 
@@ -86,7 +87,7 @@ def test_without_the_extra(tiny_run, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'clipdec\[onnx\]'"):
         export_onnx(tiny_run[0], tmp_path / "model.onnx")
     with pytest.raises(SystemExit, match="error: .*onnx"):
-        export.main([str(tiny_run[0]), str(tmp_path / "model.onnx")])
+        main([str(tiny_run[0]), str(tmp_path / "model.onnx")])
 
 
 def test_preprocessing_that_a_file_cannot_carry():
