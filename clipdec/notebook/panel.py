@@ -82,6 +82,7 @@ class WorstLabels(w.VBox):
             examples = self.part.examples(self.worst.value)
             images = [(render.picture(self.split.image(n), f"test image {n}: {t}", THUMB), t) for n, t in examples]
             self.thumbnails.value = render.captioned(images, THUMB)
+            self.example.value = None  # or the first of the new options would be chosen, and open its image
             self.example.options, self.example.value = [(f"open {n}", n) for n, _ in examples], None
 
 

@@ -24,13 +24,9 @@ class Objective(nn.Module):
     def forward(self, images, queries, sentences, targets, label_sets, weights):
         """(L, L_c, L_clip) of this process's share of a batch; the mean over the processes is that of the batch.
 
-        Args:
-            images: this process's pixels [b, 3, H, W] or tokens [b, N, C].
-            queries: vectors [K, D] of the labels decoded in this step.
-            sentences: text vectors [b, S] of the images.
-            targets: [b, K].
-            label_sets: targets [B, L] of the images of all processes, which are the negatives of L_clip.
-            weights: [K], as in `asymmetric_loss`.
+        Args: images, pixels [b, 3, H, W] or tokens [b, N, C], sentences [b, S] and targets [b, K] of this process;
+            queries [K, D] and weights [K] of the labels decoded; label_sets, targets [B, L] of the images of all
+            processes, which are the negatives of L_clip.
         """
         logits, image, text = self.model(images, queries, sentences)
         with torch.autocast(logits.device.type, enabled=False):

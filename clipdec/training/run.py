@@ -1,8 +1,4 @@
-"""`fit`: train a CLIP-Decoder and write its run folder.
-
-    python -m clipdec.training --config run.json                                # one process
-    accelerate launch --num_processes 2 -m clipdec.training --config run.json   # several, one for each GPU
-"""
+"""`fit`: train a CLIP-Decoder and write its run folder. `python -m clipdec.training --help` says how without Python."""
 
 import json
 import math
@@ -185,12 +181,11 @@ class Run:
     def _row(self):
         """The row of history.csv of the epoch that was just trained."""
         position, config, model = self.position, self.config, self.trainer.average.module
-        row = {"epoch": position["epoch"] + 1}
-        row |= {name: value / position["images"] for name, value in position["sums"].items()}
+        means = {name: value / position["images"] for name, value in position["sums"].items()}
+        row = {"epoch": position["epoch"] + 1} | means
         row |= {"logit_scale": self.trainer.model.logit_scale.item(), "lr": self.trainer.schedule.get_last_lr()[0]}
-        row |= {"images_per_s": position["images"] / position["epoch_seconds"]}
-        row |= {"memory_mb": peak_memory_mb(config.device)}
-        began = time.time()
+        speed, began = position["images"] / position["epoch_seconds"], time.time()
+        row |= {"images_per_s": speed, "memory_mb": peak_memory_mb(config.device)}
         groups = {"val_seen_map": self.asked} | ({"val_held_map": self.held} if len(self.held) else {})
         maps = self._maps(model, self.data.val, groups, self.val_kept)
         row |= maps | {"val_map": sum(maps.values()) / len(maps)}

@@ -1,6 +1,7 @@
 """Scores of whole splits, what val decides by them, and the figures of metrics.json."""
 
 from dataclasses import asdict
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,6 @@ def split_scores(model, split, data, config):
 
 # ---- untouched CLIP ---------------------------------------------------------------------------------------------
 
-
 def raw_clip_scores(data, config, prompts=None):
     """Untouched CLIP on test: cosine of the global image vector with each label's text vector, [M, L].
 
@@ -74,45 +74,44 @@ def clip_text(labels, config, prompts):
 
 # ---- figures ----------------------------------------------------------------------------------------------------
 
-
 def evaluate(model, data, config, keep="all"):
     """The figures of metrics.json for the test split: ZSL, GZSL and seen of the model, and raw CLIP on the same images.
 
     What val decides on: "calibration", the Calibration of the seen labels there, and with labels held out of training
-    also "gzsl_calibrated": GZSL after `seen_offset` was taken off the seen labels. Held-out labels play the unseen
-    ones.
+    also "gzsl_calibrated": GZSL after `seen_offset` was taken off the seen labels. Held-out labels play the unseen.
 
     A part that cannot be computed does not cost the run: "left_out" names it and says why.
     """
-    scores = split_scores(model, data.test, data, config)
+    test, val = (cache(partial(split_scores, model, split, data, config)) for split in (data.test, data.val))
+    seen, targets = data.labels.seen_index, data.val.targets[:, data.labels.seen_index]
+    parts = {
+        "test": lambda: full_report(test(), data.test.targets, data.labels, keep),
+        "raw_clip": lambda: {"raw_clip": _raw_clip(data, config, keep)},
+        "calibration": lambda: {"calibration": asdict(fit_calibration(val()[:, seen], targets))},
+        "gzsl_calibrated": lambda: _with_offset(val()[:, seen], targets, test(), data, config, keep),
+    }
     report, left_out = {}, {}
-    for part, figures in (("test", _of_test), ("raw_clip", _of_raw_clip), ("val", _of_val)):
+    for part, figures in parts.items():
         try:
-            report |= figures(model, data, config, keep, scores)
+            report |= figures()
         except Exception as error:
             left_out[part] = f"{type(error).__name__}: {error}"
     return report | ({"left_out": left_out} if left_out else {})
 
 
-def _of_test(model, data, config, keep, scores):
-    return full_report(scores, data.test.targets, data.labels, keep)
+def _raw_clip(data, config, keep):
+    report = full_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
+    return {task: report[task] for task in TASKS}
 
 
-def _of_raw_clip(model, data, config, keep, scores):
-    raw = full_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
-    return {"raw_clip": {part: raw[part] for part in TASKS}}
-
-
-def _of_val(model, data, config, keep, scores):
+def _with_offset(val, targets, scores, data, config, keep):
     seen, (_, held) = data.labels.seen_index, held_labels(data.labels, config)
-    val, targets = split_scores(model, data.val, data, config)[:, seen], data.val.targets[:, seen]
-    report = {"calibration": asdict(fit_calibration(val, targets))}
-    if len(held):
-        offset = seen_offset(val, targets, torch.isin(seen, held))
-        calibrated = scores - offset * (torch.arange(scores.shape[1]) < len(seen))
-        gzsl = zsl_report(calibrated, data.test.targets, data.labels, keep)["gzsl"]
-        report |= {"seen_offset": offset, "gzsl_calibrated": gzsl}
-    return report
+    if not len(held):
+        return {}
+    offset = seen_offset(val, targets, torch.isin(seen, held))
+    calibrated = scores - offset * (torch.arange(scores.shape[1]) < len(seen))
+    gzsl = zsl_report(calibrated, data.test.targets, data.labels, keep)["gzsl"]
+    return {"seen_offset": offset, "gzsl_calibrated": gzsl}
 
 
 def choose_clip_weight(model, data, config):

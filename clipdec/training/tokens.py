@@ -98,7 +98,6 @@ class Rows:
 
 # ---- keys -------------------------------------------------------------------------------------------------------
 
-
 def digest(*parts):
     """A short name for all of `parts` (texts, or dicts of tensors), another one if anything in them is another."""
     found = hashlib.sha256()
@@ -129,7 +128,6 @@ def files_key(paths):
 
 
 # ---- images -----------------------------------------------------------------------------------------------------
-
 
 def token_folder(data):
     """Where tokens and sentences of a data set are kept."""
@@ -211,7 +209,6 @@ def _has_room(folder, count, arrays):
 
 
 # ---- sentences --------------------------------------------------------------------------------------------------
-
 
 def encode_sentences(split, labels, config, asked=None, folder=None):
     """The text vector [M, S] of each image: its seen labels joined in one sentence, "a photo of sky, car and road".
