@@ -94,7 +94,8 @@ def sample_labels(targets, count, weighted=False):
     present, absent = targets.any(0).nonzero().flatten(), (~targets.any(0)).nonzero().flatten()
     sample = absent[torch.randperm(len(absent))[:count]] if count else absent
     weight = len(absent) / max(1, len(sample)) if weighted else 1.0
-    return torch.cat([present, sample]), torch.cat([torch.ones(len(present)), torch.full((len(sample),), weight)])
+    weights = torch.cat([torch.ones(len(present)), torch.full((len(sample),), weight)])
+    return torch.cat([present, sample]), weights.to(targets.device)
 
 
 def _moving_average(decay):
