@@ -73,8 +73,6 @@ class Run:
         self.asked, self.held = held_labels(data.labels, config)
         self.queries = label_queries(config, data.labels.names).to(config.device)
         model = build_model(config, self.queries[self.asked].cpu()).to(config.device)
-        folder.clear(keep_record=state is not None)  # only now: what a run is built of has been found
-        folder.write_json("config.json", config.as_dict())
         self.images = TrainingImages(data, self.asked, model, config)
         self.val_kept = encoded(model, data.val, data, config)
         self.trainer = AcceleratedTrainer(model, config, config.epochs * self.images.steps)
@@ -85,6 +83,8 @@ class Run:
         if state:
             self.trainer.load(state)
             self.position = state["position"]
+        folder.clear(keep_record=state is not None)  # only now: all that a run is built of has been found
+        folder.write_json("config.json", config.as_dict())
 
     def run(self):
         with Interruption() as interruption:
