@@ -6,17 +6,25 @@ BIN := $(VENV)/bin
 COMPARE := $(BIN)/python -m clipdec.comparison --jobs 2
 RUN ?= runs/emoji
 UPLOADS := '{"websocket_max_message_size": 104857600}'  # bytes; by default photos of more than 10 MB are lost
+BROWSER := tests/notebook/test_browser.py
 SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
 
-.PHONY: demo test bench results data lab app clean
+.PHONY: demo test test-units test-pages bench results data lab app clean
 .DELETE_ON_ERROR:
 
 demo: data
 	$(BIN)/papermill notebooks/04_train.ipynb runs/04_train.ipynb
 	@$(BIN)/python -c "import json; from clipdec.evaluation import result_table; print(result_table(json.load(open('runs/emoji/metrics.json'))))"
 
+# Two processes: the unit tests, and the notebooks, which train the run that the browser then looks at.
 test: $(VENV)/.installed-test data
-	$(BIN)/python -m pytest --nbval
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-units test-pages
+
+test-units:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore $(BROWSER)
+
+test-pages:
+	$(BIN)/python -m pytest --nbval notebooks $(BROWSER)
 
 bench: $(VENV)/.installed-test data
 	$(BIN)/python -m benchmarks
