@@ -40,9 +40,8 @@ def test_the_gradient_is_that_of_the_loss(batch):
     loss = 0.5 * l_clip + 2.0 * l_c
     loss.backward()
     expected = gradients(model)
-    assert found.keys() == expected.keys() and not any(name.startswith("tower") for name in found)
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+    assert not any(name.startswith("tower") for name in found)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     norm = torch.stack([g.square().sum() for g in expected.values()]).sum().sqrt()
     values = {"loss": loss, "l_c": l_c, "l_clip": l_clip, "grad_norm": norm}
     assert figures == pytest.approx({name: value.item() for name, value in values.items()}, rel=1e-4)
@@ -52,8 +51,8 @@ def test_clipped_gradients_keep_their_direction(batch):
     free, clipped = make(), make(clip_grad=0.25)
     norms = [trainer.gradients(*batch)["grad_norm"] for trainer in (free, clipped)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 1
-    for name, gradient in gradients(free.model).items():
-        torch.testing.assert_close(gradients(clipped.model)[name], gradient * 0.25 / norms[0], rtol=1e-3, atol=1e-6)
+    expected = {name: gradient * 0.25 / norms[0] for name, gradient in gradients(free.model).items()}
+    torch.testing.assert_close(gradients(clipped.model), expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name, kind", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
@@ -69,8 +68,7 @@ def test_a_step_is_adams(batch, name, kind):
     kind(groups, lr=lr, betas=(0.95, 0.999)).step()  # OneCycle starts at the highest momentum
     figures = trainer.step(*batch)
     assert figures["lr"] == lr and figures["logit_scale"] == pytest.approx(trainer.model.logit_scale.item())
-    for key, p in trainer.model.named_parameters():
-        torch.testing.assert_close(p, own[key], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(dict(trainer.model.named_parameters()), own, rtol=1e-4, atol=1e-6)
 
 
 def test_only_sampled_labels_are_decoded(batch, monkeypatch):
