@@ -63,10 +63,9 @@ def test_logits_and_maps_equal_the_reference(head, inputs):
 
 
 def test_embed_then_decode_is_forward(head, inputs):
-    tokens, queries = inputs
-    embedded = head.embed(tokens)
+    embedded = head.embed(inputs[0])
     assert embedded.shape == (B, N, 16) and embedded.min() >= 0
-    close(head.decode(embedded, queries), head(tokens, queries), 0)
+    close(head.decode(embedded, inputs[1]), head(*inputs), 0)
 
 
 def test_each_label_and_each_image_is_independent_of_the_others(head, inputs):
@@ -171,8 +170,7 @@ def original():
 def test_reference_weights_give_the_reference_logits(original, inputs, prefix):
     head = MLDecoder(C, D, **SIZES).eval()
     state = {prefix + name: value for name, value in original.state_dict().items()}
-    if prefix.endswith("head."):
-        state["body.layer1.0.conv1.weight"] = torch.ones(3)
+    state |= {"body.layer1.0.conv1.weight": torch.ones(3)} if prefix.endswith("head.") else {}
     head.load_reference_state_dict(state)
     close(head(*inputs), original(*inputs))
 
@@ -184,19 +182,18 @@ def test_gradients_equal_those_of_the_reference(original, inputs):
     for module in (head, original):
         (module(*inputs).tanh() * weights).sum().backward()
     theirs = from_reference({name: p.grad for name, p in original.named_parameters()})
-    assert theirs.keys() == dict(head.named_parameters()).keys()
-    for name, p in head.named_parameters():
-        expected = theirs[name].reshape(p.shape)
-        if name != "attention_k.bias":  # 0 but for rounding
-            assert (p.grad - expected).norm() <= 1e-4 * expected.norm(), name
+    found = {name: p.grad for name, p in head.named_parameters()}
+    assert theirs.keys() == found.keys()
+    for name in found.keys() - {"attention_k.bias"}:  # which is 0 but for rounding
+        expected = theirs[name].reshape(found[name].shape)
+        assert (found[name] - expected).norm() <= 1e-4 * expected.norm(), name
 
 
 def test_reference_weights_without_a_query_projection(original, inputs):
     state = {name: value for name, value in original.state_dict().items() if not name.startswith("wordvec_proj")}
     head = MLDecoder(C, 16, **SIZES).eval()
     head.load_reference_state_dict(state)
-    queries = torch.randn(L, 16)
-    original.wordvec_proj = nn.Identity()
+    original.wordvec_proj, queries = nn.Identity(), torch.randn(L, 16)
     close(head(inputs[0], queries), original(inputs[0], queries))
 
 
@@ -231,8 +228,7 @@ def by_hand(made, tokens, queries):
     for i, image in enumerate(tokens):
         t = image @ made.token_proj.weight.T + made.token_proj.bias
         for j, query in enumerate(queries):
-            u = query - made.query_mean
-            u = u / u.norm()
+            u = nn.functional.normalize(query - made.query_mean, dim=0)
             x = made.norm1(2 * (u @ made.query_proj.weight.T + made.query_proj.bias))
             x = made.norm2(x + attention(x[None, None], t[None], t[None])[0][0, 0])
             x = made.norm3(x + made.linear2(made.linear1(x).clamp(min=0)))

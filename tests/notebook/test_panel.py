@@ -20,6 +20,7 @@ ODDS = {name: 2 - 0.2 * i for i, name in enumerate(LABELS.names)}
 RAW = torch.randn(6, len(LABELS.names), generator=torch.Generator().manual_seed(0))
 TARGETS = torch.eye(6, len(LABELS.names), dtype=torch.bool)
 TARGETS[:4, 20] = True
+shown = lambda panel: [name for _, name in panel.look.options]
 
 
 class FakePredictor:
@@ -64,10 +65,6 @@ def panel():
 def put(panel, **values):
     for name, value in values.items():
         getattr(panel, name).value = value
-
-
-def shown(panel):
-    return [name for _, name in panel.look.options]
 
 
 def row(panel, name):

@@ -68,11 +68,11 @@ def test_many_images_at_once(predictor, tiny, tmp_path):
 
 def test_image_files_arrays_and_modes(predictor, tiny, tmp_path):
     image = tiny.test.image(0)
+    expected, array, rgba = predictor(image, LABELS), np.asarray(image), image.convert("RGBA")
     image.save(tmp_path / "x.png")
-    image.convert("RGBA").save(tmp_path / "y.png")
-    expected, array = predictor(image, LABELS), np.asarray(image)
+    rgba.save(tmp_path / "y.png")
     tensor, paths = torch.from_numpy(array.copy()).permute(2, 0, 1), (tmp_path / "x.png", str(tmp_path / "y.png"))
-    for same in (*paths, image.convert("RGBA"), array, tensor, tensor / 255, (array + 0.5) / 255):
+    for same in (*paths, rgba, array, tensor, tensor / 255, (array + 0.5) / 255):
         assert predictor(same, LABELS) == expected
     assert predictor(array[..., 0], LABELS) == predictor(Image.fromarray(array[..., 0]), LABELS)
     assert len(predictor(Image.new("L", (31, 200)), ["pizza"])) == 1
@@ -129,7 +129,7 @@ def weights(pixels, tokens):
     return np.stack([np.interp(centres, np.arange(tokens), row) for row in np.eye(tokens)], axis=1)
 
 
-def test_attention_on_the_grid_of_the_image(predictor, tiny):
+def test_attention_on_the_grid_of_the_image_and_of_a_photo_on_its_side(predictor, tiny, tmp_path):
     image = tiny.test.image(1).resize((160, 80))
     model, full = predictor.model, predictor.explain(image, "pizza")
     assert full.shape == (80, 160) and full.sum().item() == pytest.approx(1, abs=1e-4) and full.min() >= 0
@@ -141,9 +141,6 @@ def test_attention_on_the_grid_of_the_image(predictor, tiny):
     assert full.numpy() == pytest.approx(expected / expected.sum(), rel=1e-4)
     both = predictor.explain(image, ["pizza", "key"])
     assert both.shape == (2, 80, 160) and torch.allclose(both[0], full, atol=1e-7)
-
-
-def test_attention_of_a_photo_that_lies_on_its_side(predictor, tmp_path):
     Image.new("RGB", (90, 40)).save(tmp_path / "x.jpg", exif=TURNED)
     assert predictor.explain(tmp_path / "x.jpg", "pizza").shape == (90, 40)
 

@@ -18,6 +18,8 @@ from clipdec.training.batches import parts
 from clipdec.training.build import build_loss, build_model, recompute_activations
 
 B, L, D, S = 12, 30, 8, 6
+named_gradients = lambda model: {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+in_parts = lambda trainer, batch: ([batch[0][i] for i in parts(torch.arange(B), trainer.accumulate)], *batch[1:])
 
 
 @pytest.fixture
@@ -34,14 +36,6 @@ def new_model(config):
 def make(settings, **changes):
     config = settings("unused", **{"dropout": 0.0, "label_samples": 0} | changes)
     return AcceleratedTrainer(new_model(config), config, 10)
-
-
-def in_parts(trainer, batch):
-    return [batch[0][part] for part in parts(torch.arange(len(batch[0])), trainer.accumulate)], *batch[1:]
-
-
-def named_gradients(model):
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def gradients(trainer, batch):
@@ -186,11 +180,10 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out(settings, batch):
 def test_precision_is_what_the_device_has(monkeypatch, device, capability, bfloat16, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
-    config = Config(amp=True)
-    config.device = device
-    assert precision(config) == expected
-    config.amp = False
-    assert precision(config) == "no"
+    for amp in (True, False):
+        config = Config(amp=amp)
+        config.device = device
+        assert precision(config) == (expected if amp else "no")
 
 
 def test_what_is_not_trained_stays(settings):
@@ -199,18 +192,18 @@ def test_what_is_not_trained_stays(settings):
     assert model.logit_scale.item() == pytest.approx(1.1052, rel=1e-4)  # exp(0.1)
     idle = {n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith("tower.")}
     assert idle == {"image_proj.weight", "text_proj.weight", "log_scale"}
-    groups = AcceleratedTrainer(model, config, 3).optimiser.param_groups
-    trained = {id(p) for group in groups for p in group["params"]}
+    optimiser = AcceleratedTrainer(model, config, 3).optimiser
+    trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
     assert trained == {id(p) for n, p in model.named_parameters() if n not in idle and not n.startswith("tower.")}
 
 
 def test_equal_label_sets_are_negatives_without_the_mask(settings, batch):
-    tokens, queries, sentences, targets = batch
+    targets = batch[3]
     targets[:6] = targets[0].clone()
     found = [gradients(make(settings, as_author=p), batch)[0]["l_clip"] for p in ([], ["equal_are_negatives"])]
     model = make(settings).model
     with torch.no_grad():
-        _, image, text = model(tokens, queries, sentences)
+        _, image, text = model(*batch[:3])
         expected = [alignment_loss(image, text, model.logit_scale, sets).item() for sets in (targets, None)]
     assert found == pytest.approx(expected, rel=1e-5) and found[0] < found[1]
 
