@@ -16,10 +16,7 @@ from clipdec.training.config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
-def read(path):
-    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+read = lambda path: nbformat.read(path, as_version=nbformat.NO_CONVERT)
 
 
 def test_environment_and_project_name_the_same_packages():
@@ -36,26 +33,22 @@ def test_the_notebooks_are_all_there():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_is_committed_as_it_ran(path):
     notebook = read(path)
+    first, code = notebook.cells[0], [c for c in notebook.cells if c.cell_type == "code"]
     nbformat.validate(notebook)
     assert not {"widgets", "papermill"} & notebook.metadata.keys()
-    first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith(f"# {path.name[:2]} · ")
-    code = [c for c in notebook.cells if c.cell_type == "code"]
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
     outputs = [o for c in code for o in c.outputs]
-    assert outputs and not [o for o in outputs if o.output_type == "error"]
+    assert outputs and "error" not in {o.output_type for o in outputs}
     assert not any("papermill" in c.metadata for c in notebook.cells)
-
-
-def parameters_cell():
-    (cell,) = (c for c in read(ROOT / "notebooks" / "04_train.ipynb").cells if "parameters" in c.metadata.get("tags", []))
-    return cell.source
 
 
 def test_the_parameters_are_those_of_config():
     """Name, type, value and help of each, in order; None stands for the preset's value where presets differ."""
-    lines, found = parameters_cell().splitlines(), {}
-    for node in ast.parse(parameters_cell()).body:
+    cells = read(ROOT / "notebooks" / "04_train.ipynb").cells
+    (source,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    lines, found = source.splitlines(), {}
+    for node in ast.parse(source).body:
         assert isinstance(node, ast.AnnAssign), f"line {node.lineno}: one `name: type = value` a line"
         found[node.target.id] = node, lines[node.lineno - 1].partition("  # ")[2]
     assert list(found) == [setting.name for setting in fields(Config)]

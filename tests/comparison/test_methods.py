@@ -61,15 +61,14 @@ def test_the_best_patch_is_in_the_space_of_the_text(tiny, settings, tmp_path, cl
 
 
 def test_a_tower_without_a_projection_has_no_patches(tiny, settings, tmp_path, monkeypatch):
-    without = type("Clip", (), {"model": type("Model", (), {"visual": None})})
+    without = SimpleNamespace(model=SimpleNamespace(visual=None))
     monkeypatch.setattr(raw_clip, "load_clip", lambda name: without)
     with pytest.raises(ValueError, match="no projection"):
         raw_clip.patch_scores(tiny, settings(tmp_path))
 
 
 def test_conse_with_one_label_is_that_label(tiny, settings, tmp_path):
-    vectors = encode_labels(tiny.labels.names)
-    scores = conse_scores(tiny, settings(tmp_path), top=1)
+    vectors, scores = encode_labels(tiny.labels.names), conse_scores(tiny, settings(tmp_path), top=1)
     gram = vectors[: len(tiny.labels.seen)] @ vectors.T  # each row: what an image of one seen label scores
     assert torch.cdist(scores, gram).min(1).values.max() < 1e-2
 
@@ -78,7 +77,6 @@ def test_conse_learns_and_takes_its_seed(tiny, settings, tmp_path):
     seen, targets, config = tiny.labels.seen_index, tiny.train.targets, settings(tmp_path)
     scores = conse_scores(replace(tiny, test=tiny.train), config)[:, seen]
     ap, chance = (average_precision(s, targets[:, seen]).nanmean() for s in (scores, torch.rand(scores.shape)))
-    assert ap > 5 * chance
-    scores = conse_scores(tiny, config)
-    assert torch.equal(scores, conse_scores(tiny, config)) and scores.abs().max() <= 1 + 1e-5
-    assert not torch.equal(scores, conse_scores(tiny, settings(tmp_path, seed=1)))
+    scores, again, other = (conse_scores(tiny, c) for c in (config, config, settings(tmp_path, seed=1)))
+    assert ap > 5 * chance and scores.abs().max() <= 1 + 1e-5
+    assert torch.equal(scores, again) and not torch.equal(scores, other)

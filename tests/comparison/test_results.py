@@ -14,32 +14,25 @@ from clipdec.comparison.systems import PAIRS, SYSTEMS, TRAINED
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 SEEDS, TASKS = range(5), ("zsl", "gzsl")
+ROWS, ABLATED, SUMMARY = (json.loads((RESULTS / f"emoji{x}.json").read_text()) for x in ("", "_ablations", "_summary"))
 
 
-@pytest.fixture(scope="module")
-def rows():
-    return json.loads((RESULTS / "emoji.json").read_text())
-
-
-def test_every_system_has_five_seeds(rows):
-    assert [(row["system"], row["seed"]) for row in rows] == [(name, seed) for name in SYSTEMS for seed in SEEDS]
+def test_every_system_and_ablation_is_there():
+    assert [(row["system"], row["seed"]) for row in ROWS] == [(name, seed) for name in SYSTEMS for seed in SEEDS]
     assert set(NAMES) == set(SYSTEMS)
-    for row in rows:
+    for row in ROWS:
         assert all(0 < row[task][figure] < 100 for task in TASKS for figure in FIGURES)
         assert row["protocol"]["test_images"] == 2000 and row["protocol"]["keep"] == "all"
-
-
-def test_all_ablations_are_there():
-    rows = json.loads((RESULTS / "emoji_ablations.json").read_text())["rows"]
-    found = [(row["group"], row["setting"]) for row in rows if row["seed"] == 0]
+        command = "papermill notebooks/04_train" if row["system"] in TRAINED else "python -m clipdec.comparison"
+        assert row["command"].startswith(command)
+    found = [(row["group"], row["setting"]) for row in ABLATED["rows"] if row["seed"] == 0]
     assert found == [(group, setting) for group, settings in ABLATIONS.items() for setting in settings]
 
 
-def test_differences_are_those_of_the_rows(rows):
-    figure = {(row["system"], row["seed"], task): row[task]["map"] for row in rows for task in TASKS}
-    differences = json.loads((RESULTS / "emoji_summary.json").read_text())["differences"]
-    assert [tuple(found["systems"]) for found in differences] == PAIRS
-    for (a, b), task, found in [(d["systems"], task, d[task]) for d in differences for task in TASKS]:
+def test_differences_are_those_of_the_rows():
+    figure = {(row["system"], row["seed"], task): row[task]["map"] for row in ROWS for task in TASKS}
+    assert [tuple(found["systems"]) for found in SUMMARY["differences"]] == PAIRS
+    for (a, b), task, found in [(d["systems"], task, d[task]) for d in SUMMARY["differences"] for task in TASKS]:
         each = [figure[a, seed, task] - figure[b, seed, task] for seed in SEEDS]
         assert found["mean"] == pytest.approx(sum(each) / len(each)) and found["min"] == pytest.approx(min(each))
         assert found["interval"][0] < found["mean"] < found["interval"][1]
@@ -63,8 +56,3 @@ def test_no_path_of_a_machine_is_in_the_results():
     for path in [path for path in RESULTS.iterdir() if path.suffix in (".json", ".md")]:
         assert not absolute.search(path.read_text()), path
 
-
-def test_rows_of_trained_systems_name_a_command(rows):
-    for row in rows:
-        trained = row["system"] in TRAINED
-        assert row["command"].startswith("papermill notebooks/04_train" if trained else "python -m clipdec.comparison")

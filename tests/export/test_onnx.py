@@ -22,11 +22,11 @@ RESAMPLING = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}
 def answers(session, images, queries=None):
     """(names, probabilities) from the file alone: pixels made as its metadata says."""
     facts = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    how, pixels = facts["preprocessing"], []
-    for image in images:
-        scaled = image.convert("RGB").resize(how["size"][::-1], RESAMPLING[how["interpolation"]])
-        pixels.append(((np.asarray(scaled, np.float32) / 255 - how["mean"]) / how["std"]).transpose(2, 0, 1))
-    inputs = {"pixels": np.stack(pixels).astype(np.float32)} | ({} if queries is None else {"queries": queries.numpy()})
+    how = facts["preprocessing"]
+    scaling = how["size"][::-1], RESAMPLING[how["interpolation"]]
+    pixels = np.stack([image.convert("RGB").resize(*scaling) for image in images]).astype(np.float32) / 255
+    pixels = ((pixels - how["mean"]) / how["std"]).transpose(0, 3, 1, 2).astype(np.float32)
+    inputs = {"pixels": pixels} | ({} if queries is None else {"queries": queries.numpy()})
     return facts, session.run(["probabilities"], inputs)[0]
 
 
@@ -45,9 +45,9 @@ def compare(run_folder, path, images):
 def test_the_file_answers_as_torch_does(tiny, tiny_run, tmp_path):
     images = [tiny.test.image(i).resize((150, 90)) for i in range(3)]
     predictor, session = compare(tiny_run[0], tmp_path / "model.onnx", images)
-    names = ["a red fruit", "pizza"]
-    _, found = answers(session, [tiny.test.image(0)], predictor.vectors(names))
-    assert dict(zip(names, found[0].tolist())) == pytest.approx(dict(predictor(tiny.test.image(0), names)), abs=1e-4)
+    names, image = ["a red fruit", "pizza"], tiny.test.image(0)
+    _, [found] = answers(session, [image], predictor.vectors(names))
+    assert dict(zip(names, found.tolist())) == pytest.approx(dict(predictor(image, names)), abs=1e-4)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights are inside
 
 
@@ -55,10 +55,9 @@ def test_another_tower_the_paper_s_head_and_vectors_of_a_file(tiny, settings, tm
     tower = timm.create_model("test_efficientnet", pretrained=False)
     save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, tmp_path / "tower.safetensors")
     vectors = np.random.default_rng(0).standard_normal((1006, 20))
-    np.savez(tmp_path / "vectors.npz", names=np.array(tiny.labels.names), vectors=vectors)
-    other = {"image_tower": "timm:test_efficientnet", "image_weights": str(tmp_path / "tower.safetensors")}
-    other |= {"label_embeddings": str(tmp_path / "vectors.npz"), "head": "ml_decoder"}
-    fit(tiny, settings(tmp_path / "run", **other))
+    np.savez(tmp_path / "vectors.npz", names=tiny.labels.names, vectors=vectors)
+    files = {"image_weights": f"{tmp_path}/tower.safetensors", "label_embeddings": f"{tmp_path}/vectors.npz"}
+    fit(tiny, settings(tmp_path / "run", image_tower="timm:test_efficientnet", head="ml_decoder", **files))
     compare(tmp_path / "run", tmp_path / "model.onnx", [tiny.test.image(0)])
 
 

@@ -44,9 +44,8 @@ def serving(folder, *command, path):
         port = free.getsockname()[1]
     token, log = secrets.token_hex(16), folder / "server.log"
     command = [part.replace("PORT", str(port)).replace("TOKEN", token) for part in (sys.executable, "-m", *command)]
-    fresh = ["JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"]
-    fresh += ["JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
-    settings = os.environ | {name: str(folder / name) for name in fresh}
+    fresh = ["_CONFIG", "_RUNTIME", "_DATA", "LAB_SETTINGS", "LAB_WORKSPACES"]
+    settings = os.environ | {name: str(folder / name) for name in ("IPYTHONDIR", *(f"JUPYTER{n}_DIR" for n in fresh))}
     with open(log, "w") as file:
         server = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=subprocess.STDOUT)
         try:
@@ -126,6 +125,10 @@ class Hand:
         self.labelled(name).fill(text)
         self.labelled(name).press("Enter")
 
+    def ask(self, labels, buttons):
+        self.enter("labels", labels)
+        expect(self.buttons).to_have_count(buttons)
+
     def slide(self, name, key, times=10):
         """The handle of a slider after so many presses of a key."""
         handle = self.panel.locator(".widget-slider", has_text=name).get_by_role("slider")
@@ -142,10 +145,11 @@ class Hand:
     def looks(self, place, text):
         expect(self.images.nth(place)).to_have_attribute("alt", text)
 
-    def upload(self, name, content, kind="image/png"):
+    def upload(self, name, content, says, role="status", kind="image/png"):
         with self.page.expect_file_chooser() as chooser:
             self.panel.get_by_role("button", name="choose a photo").click()
         chooser.value.set_files({"name": name, "mimeType": kind, "buffer": content})
+        self.says(f"{name}{says}", role)
 
     def says(self, text, role="status"):
         expect(self.panel.get_by_role(role)).to_contain_text(text, timeout=20_000)
@@ -220,8 +224,7 @@ def test_every_slider_moves_the_figures(hand):
 
 
 def test_new_labels_and_where_they_looked(hand):
-    hand.enter("labels", "house, a red roof, DOG FACE")
-    expect(hand.buttons).to_have_count(3)
+    hand.ask("house, a red roof, DOG FACE", 3)
     assert {name.removeprefix("✓ ") for name in hand.buttons.all_inner_texts()} == {"house", "a red roof", "dog face"}
     expect(hand.panel.get_by_text("new", exact=True)).to_be_visible()
     for name in ("a red roof", "dog face"):
@@ -256,35 +259,28 @@ def test_a_label_that_is_html_is_text(hand):
 
 def test_a_photo(hand):
     scene = draw(np.random.default_rng(0), ["cactus", "guitar", "sushi"], "meadow").resize((480, 480))
-    hand.upload("holiday.jpg", encoded(scene, "JPEG", quality=95), "image/jpeg")
-    hand.says("holiday.jpg, 480 × 480 px")
+    hand.upload("holiday.jpg", encoded(scene, "JPEG", quality=95), ", 480 × 480 px", kind="image/jpeg")
     expect(hand.panel.get_by_role("row", name="this image")).to_have_count(0)
-    hand.enter("labels", "cactus, guitar, sushi, pizza, a plant with spines")
-    expect(hand.buttons).to_have_count(5)
+    hand.ask("cactus, guitar, sushi, pizza, a plant with spines", 5)
     hand.looks(0, "your photo")
     hand.keep("photo")
 
 
 def test_bad_input_is_said_and_the_kernel_lives(hand):
-    hand.upload("notes.jpg", b"this is no image", "image/jpeg")
-    hand.says("notes.jpg cannot be read as an image", "alert")
-    hand.upload("empty.png", b"")
-    hand.says("empty.png is empty (0 bytes)", "alert")
+    hand.upload("notes.jpg", b"this is no image", " cannot be read as an image", "alert", "image/jpeg")
+    hand.upload("empty.png", b"", " is empty (0 bytes)", "alert")
     hand.keep("bad_upload")
-    hand.upload("large.png", encoded(Image.new("RGB", (8660, 5774), (200, 80, 40))))  # 50 megapixels
-    hand.says("large.png, 1024 × 683 px")
+    hand.upload("large.png", encoded(Image.new("RGB", (8660, 5774), (200, 80, 40))), ", 1024 × 683 px")  # 50 megapixels
     noise = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), np.uint8)))
     assert len(noise) > 15_000_000
-    hand.upload("noise.png", noise)  # more than a server takes by default
-    hand.says("noise.png, 1024 × 1024 px")
+    hand.upload("noise.png", noise, ", 1024 × 1024 px")  # more than a server takes by default
     hand.labelled("image").select_option("of the test split")
     hand.enter("labels", "house,, pizza, ")
     hand.says("2 empty labels left out")
     hand.enter("labels", ",".join(f"thing {i}" for i in range(5000)))
     hand.says("5000 labels asked about")
     expect(hand.buttons).to_have_count(12)
-    hand.enter("labels", "house")
-    expect(hand.buttons).to_have_count(1)
+    hand.ask("house", 1)
 
 
 def test_the_worst_labels(hand):
@@ -319,9 +315,8 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(hand):
         hand.page.keyboard.press("Tab")
     controls = ["image", "number", "labels", "ranked", "images", "threshold", "temperature", *RATES]
     assert controls == [name for name in dict.fromkeys(names) if name in controls], names
-    assert any(name.startswith("choose a photo") for name in names)
+    assert any(name.startswith("choose a photo") for name in names) and all(names), "a control without a name"
     assert {"worst labels", *hand.buttons.all_inner_texts()} <= set(names)
-    assert all(names), "a control without a name"
     hand.page.keyboard.press("Enter")
     expect(hand.labelled("number")).to_have_value(names[-1].removeprefix("open "))
 
@@ -354,10 +349,8 @@ def test_the_panel_is_a_page_without_code(playwright, tmp_path):
     with serving(tmp_path, "voila", *options, path="") as address, browsing(playwright, tmp_path, address) as page:
         page.locator(".widget-slider").first.wait_for(timeout=120_000)
         hand = Hand(page)
-        hand.enter("labels", "house, a red roof")
-        expect(hand.buttons).to_have_count(2)
-        hand.enter("labels", "")
-        expect(hand.buttons).to_have_count(12)
+        hand.ask("house, a red roof", 2)
+        hand.ask("", 12)
         assert page.get_by_text("import clipdec").count() == 0 and page.wrong == []
         page.get_by_role("heading", name="The panel as a page").scroll_into_view_if_needed()
         assert page.get_by_role("progressbar").count() == 0

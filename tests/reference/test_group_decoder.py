@@ -19,12 +19,11 @@ def test_groups_equal_timms_decoder(classes, queries):
     tokens = torch.randn(B, N, C)
     # timm's forward, but for nn.TransformerDecoder, which no longer accepts the layer
     memory = theirs.embed_standart(tokens).relu().transpose(0, 1)
-    decoded = theirs.decoder.layers[0](theirs.query_embed.weight[:, None].expand(-1, B, -1), memory).transpose(0, 1)
-    groups = torch.stack([decoded[:, i] @ theirs.duplicate_pooling[i] for i in range(decoded.shape[1])], dim=1)
-    expected = groups.flatten(1)[:, :classes] + theirs.duplicate_pooling_bias
+    decoded = theirs.decoder.layers[0](theirs.query_embed.weight[:, None].expand(-1, B, -1), memory)  # [Q, B, 64]
+    groups = (decoded @ theirs.duplicate_pooling).transpose(0, 1).flatten(1)[:, :classes]
     logits, maps = ours(tokens, need_attention=True)
     assert logits.shape == (B, classes) and maps.shape == (B, min(queries, classes), N)
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, groups + theirs.duplicate_pooling_bias, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours(tokens), logits, rtol=0, atol=1e-5)
 
 
