@@ -232,6 +232,14 @@ def test_the_worst_labels_come_first(panel, monkeypatch):
     assert len(precisions) == 7 and precisions == sorted(precisions) and "1 image" in panel.worst.options[0][0]
 
 
+def test_another_worst_label_opens_no_image_by_itself(panel, monkeypatch):
+    monkeypatch.setattr("clipdec.notebook.answers.FEW", 1)
+    put(panel, keep="relevant")
+    put(panel, example=panel.example.options[0][1])
+    put(panel, asked="seen 1", worst=panel.worst.options[1][1])
+    assert panel.example.value is None and panel.asked.value == "seen 1"
+
+
 def test_an_image_of_a_worst_label_is_opened(panel):
     order = RAW[:, LABELS.names.index("dog face")].argsort(descending=True).tolist()
     numbers = [value for _, value in panel.example.options]
