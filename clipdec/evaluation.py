@@ -3,7 +3,7 @@
 from clipdec.labels import LabelSpace, leakage
 from clipdec.metrics import NAN, zsl_report
 
-TASKS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
+HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 
 
 def full_report(scores, targets, labels, keep="all"):
@@ -21,11 +21,11 @@ def result_table(metrics):
     """The figures of metrics.json as a text table, in percent."""
     columns = {"map": "mAP", "f1@3": "F1@3", "f1@5": "F1@5"}
     lines = [
-        f"{'':14}" + "".join(f"{name:^24}" for name in TASKS.values()),
-        f"{'':14}" + "".join(f"{name:>8}" for name in columns.values()) * len(TASKS),
+        f"{'':14}" + "".join(f"{name:^24}" for name in HEADINGS.values()),
+        f"{'':14}" + "".join(f"{name:>8}" for name in columns.values()) * len(HEADINGS),
     ]
     for name, report in (("CLIP-Decoder", metrics), ("raw CLIP", metrics.get("raw_clip", {}))):
-        figures = [report.get(task, {}).get(column, NAN) for task in TASKS for column in columns]
+        figures = [report.get(task, {}).get(column, NAN) for task in HEADINGS for column in columns]
         lines.append(f"{name:14}" + "".join(f"{value:8.1f}" for value in figures))
     if protocol := metrics.get("protocol"):
         images = f"{protocol['test_images']} test images, keep={protocol['keep']}"

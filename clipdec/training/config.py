@@ -36,7 +36,7 @@ AT_LEAST_0 = "0 or more", lambda value: value >= 0
 AT_LEAST_1 = "at least 1", lambda value: value >= 1
 ABOVE_0 = "more than 0", lambda value: value > 0
 SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
-HEADS = "a multiple of the 8 attention heads, at least 8", lambda value: value >= 8 and value % 8 == 0
+WIDTHS = "a multiple of the 8 attention heads, at least 8", lambda value: value >= 8 and value % 8 == 0
 PROMPT = "a text with one {} where the label goes, as 'a photo of {}'", lambda value: value.count("{}") == 1
 POINTS = f"names of {', '.join(AS_AUTHOR)}", lambda value: set(value) <= AS_AUTHOR.keys()
 DEVICE = "auto, cpu, or a device that this torch has", lambda value: value == "auto" or _is_there(value)
@@ -74,7 +74,7 @@ class Config:
         "ml_decoder: the paper's; linear, matching, residual: this repository's, in three steps (notebook 03)",
         one_of("ml_decoder", "linear", "matching", "residual"),
     )
-    embed_dim: int = setting("width of the decoder (the paper's code: 768)", HEADS)
+    embed_dim: int = setting("width of the decoder (the paper's code: 768)", WIDTHS)
     dropout: float = setting("dropout rate of the decoder", SHARE)
     label_samples: int = setting("absent labels decoded in a step beside those present in it; 0: all", AT_LEAST_0)
     weight_samples: bool = setting("True: the sampled labels stand for all absent ones in the loss")

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from clipdec.calibration import fit_calibration, seen_offset
 from clipdec.data import split_seen
-from clipdec.evaluation import TASKS, full_report
+from clipdec.evaluation import HEADINGS, full_report
 from clipdec.metrics import average_precision, zsl_report
 from clipdec.towers import ImageTower, encode_labels
 from clipdec.training.build import label_queries, uses_clip
@@ -101,7 +101,7 @@ def evaluate(model, data, config, keep="all"):
 
 def _raw_clip(data, config, keep):
     report = full_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
-    return {task: report[task] for task in TASKS}
+    return {task: report[task] for task in HEADINGS}
 
 
 def _with_offset(val, targets, scores, data, config, keep):
