@@ -27,17 +27,14 @@ def test_one_part_may_be_empty():
     assert LabelSpace([], ["a"]).unseen_index.tolist() == [0]
 
 
-@pytest.mark.parametrize(
-    "seen, unseen, message",
-    [
-        (["a", ""], ["b"], "label 1 of the seen labels is empty"),
-        (["a"], ["  "], "label 0 of the unseen labels is empty"),
-        (["a", None], ["b"], "label 1 of the seen labels is empty"),
-        (["a", "b", "a"], ["c"], "repeated among the seen labels: a"),
-        (["a"], ["c", "d", "d", "c"], "repeated among the unseen labels: c, d"),
-        (["a", "b", "c"], ["c", "d", "a"], "both seen and unseen: a, c"),
-    ],
-)
+@pytest.mark.parametrize("seen, unseen, message", [
+    (["a", ""], ["b"], "label 1 of the seen labels is empty"),
+    (["a"], ["  "], "label 0 of the unseen labels is empty"),
+    (["a", None], ["b"], "label 1 of the seen labels is empty"),
+    (["a", "b", "a"], ["c"], "repeated among the seen labels: a"),
+    (["a"], ["c", "d", "d", "c"], "repeated among the unseen labels: c, d"),
+    (["a", "b", "c"], ["c", "d", "a"], "both seen and unseen: a, c"),
+])
 def test_label_space_errors(seen, unseen, message):
     with pytest.raises(ValueError, match=message):
         LabelSpace(seen, unseen)

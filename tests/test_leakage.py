@@ -7,19 +7,16 @@ from clipdec.labels import leakage
 from data_prep.names import SPLITS, read_names
 
 
-@pytest.mark.parametrize(
-    "unseen, seen, kind",
-    [
-        ("cat", "cats", "plural"), ("flowers", "flower", "plural"), ("bus", "buses", "plural"), ("berry", "berries", "plural"),
-        ("leaf", "leaves", "plural"), ("knife", "knives", "plural"), ("horses", "horse", "plural"), ("traffic light", "traffic lights", "plural"),
-        ("Cat", "CATS", "plural"), ("hot-dog", "hot dogs", "plural"),
-        ("running", "run", "lemma"), ("person", "people", "lemma"), ("man", "men", "lemma"), ("fish", "fishing", "lemma"), ("T-shirt", "t shirt", "lemma"),
-        ("tiger", "tiger face", "word"), ("police officer", "officer", "word"), ("mountain", "sunrise over mountains", "word"),
-        ("plane", "airplane", None), ("train", "rain", None), ("person running", "person swimming", None), ("hot dog", "hot tub", None),
-        ("boss", "bosses", "plural"), ("bas", "bass", "plural"), ("news", "new", "plural"), ("zebra", "horse", None),
-        ("-", "cat", None), ("cat", "-", None), ("-", "_ -", None), ("!?", "?!", None), ("cat !", "cats", "plural"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("unseen, seen, kind", [
+    ("cat", "cats", "plural"), ("flowers", "flower", "plural"), ("bus", "buses", "plural"), ("berry", "berries", "plural"),
+    ("leaf", "leaves", "plural"), ("knife", "knives", "plural"), ("horses", "horse", "plural"), ("traffic light", "traffic lights", "plural"),
+    ("Cat", "CATS", "plural"), ("hot-dog", "hot dogs", "plural"),
+    ("running", "run", "lemma"), ("person", "people", "lemma"), ("man", "men", "lemma"), ("fish", "fishing", "lemma"), ("T-shirt", "t shirt", "lemma"),
+    ("tiger", "tiger face", "word"), ("police officer", "officer", "word"), ("mountain", "sunrise over mountains", "word"),
+    ("plane", "airplane", None), ("train", "rain", None), ("person running", "person swimming", None), ("hot dog", "hot tub", None),
+    ("boss", "bosses", "plural"), ("bas", "bass", "plural"), ("news", "new", "plural"), ("zebra", "horse", None),
+    ("-", "cat", None), ("cat", "-", None), ("-", "_ -", None), ("!?", "?!", None), ("cat !", "cats", "plural"),
+])  # fmt: skip
 def test_leakage_names_the_twins(unseen, seen, kind):
     expected = {unseen: [(seen, kind)]} if kind else {}
     assert leakage(LabelSpace([seen, "violin"], [unseen])) == expected

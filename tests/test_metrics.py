@@ -43,17 +43,14 @@ def expected_figures(scores, targets):
     return figures
 
 
-@pytest.mark.parametrize(
-    "scores, targets, ap",
-    [
-        ([4, 3, 2, 1], [1, 0, 1, 0], (1 / 1 + 2 / 3) / 2),
-        ([1, 2, 3, 4], [1, 0, 0, 0], 1 / 4),
-        ([1, 1, 1, 1], [1, 0, 0, 0], 1 / 4),  # one group of ties: precision is the prevalence
-        ([2, 1, 1, 0], [1, 1, 0, 0], (1 / 1 + 2 / 3) / 2),
-        ([1, 2, 3], [1, 1, 1], 1.0),
-        ([0], [1], 1.0),
-    ],
-)
+@pytest.mark.parametrize("scores, targets, ap", [
+    ([4, 3, 2, 1], [1, 0, 1, 0], (1 / 1 + 2 / 3) / 2),
+    ([1, 2, 3, 4], [1, 0, 0, 0], 1 / 4),
+    ([1, 1, 1, 1], [1, 0, 0, 0], 1 / 4),  # one group of ties: precision is the prevalence
+    ([2, 1, 1, 0], [1, 1, 0, 0], (1 / 1 + 2 / 3) / 2),
+    ([1, 2, 3], [1, 1, 1], 1.0),
+    ([0], [1], 1.0),
+])
 def test_average_precision_by_hand(scores, targets, ap):
     result = average_precision(torch.tensor(scores)[:, None], torch.tensor(targets)[:, None])
     assert result.shape == (1,) and result.item() == pytest.approx(ap, abs=1e-12)
@@ -203,8 +200,6 @@ def test_average_precision_of_nothing(shape):
     ap = average_precision(torch.zeros(shape), torch.zeros(shape))
     assert ap.shape == shape[1:] and ap.isnan().all()
 
-
-# ---- bootstrap --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("levels", [1000, 4])  # with 4, many scores are equal
 def test_resampled_map_is_that_of_the_repeated_images(levels):
