@@ -22,9 +22,8 @@ def test_seen_labels_come_first():
 
 
 def test_one_part_may_be_empty():
-    labels = LabelSpace(["a", "b"], [])
-    assert labels.names == ["a", "b"] and labels.unseen_index.tolist() == []
-    assert LabelSpace([], ["a"]).unseen_index.tolist() == [0]
+    seen, unseen = LabelSpace(["a", "b"], []), LabelSpace([], ["a"])
+    assert seen.names == ["a", "b"] and seen.unseen_index.tolist() == [] and unseen.unseen_index.tolist() == [0]
 
 
 @pytest.mark.parametrize("seen, unseen, message", [
@@ -109,22 +108,14 @@ def test_embeddings_that_lack_a_name(tmp_path):
         load_label_embeddings(tmp_path / "e.npz", ["x", "a", "y"])
 
 
-class Trap:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 def test_files_that_are_no_embeddings(tmp_path):
-    trap = np.array(["a", Trap(tmp_path / "sprung")], dtype=object)
+    class Trap:  # writes a file when it is unpickled
+        def __reduce__(self):
+            return open, (str(tmp_path / "sprung"), "w")
     np.savez(tmp_path / "no_vectors.npz", names=np.array(["a"]))
     np.savez(tmp_path / "shape.npz", names=np.array(["a", "b"]), vectors=np.ones((3, 5)))
     np.savez(tmp_path / "flat.npz", names=np.array(["a", "b"]), vectors=np.ones(2))
-    np.savez(tmp_path / "pickled.npz", names=trap, vectors=np.ones((2, 5)))
+    np.savez(tmp_path / "pickled.npz", names=np.array(["a", Trap()], dtype=object), vectors=np.ones((2, 5)))
     np.save(tmp_path / "array.npy", np.ones((2, 5)))
     (tmp_path / "text.npz").write_text("a 0.1 0.2")
     (tmp_path / "empty.npz").touch()

@@ -10,6 +10,7 @@ from timm.loss import AsymmetricLossMultiLabel
 from clipdec import CombinedLoss, alignment_loss, asymmetric_loss
 
 GAMMAS = [(4, 0, 0.05), (4, 1, 0.05), (2, 1, 0.2), (0, 0, 0.05), (4, 1, 0), (1, 2, 0), (0, 0, 0)]
+LABEL_SETS = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
 
 
 def case(images=6, labels=9, spread=2.0):
@@ -83,9 +84,6 @@ def slow_alignment(image, text, scale, targets=None):
         total += math.log(sum(math.exp(s[i][j]) for j in others)) - s[i][i]  # image to texts
         total += math.log(sum(math.exp(s[j][i]) for j in others)) - s[i][i]  # text to images
     return total / (2 * n)
-
-
-LABEL_SETS = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
 
 
 @pytest.mark.parametrize("scale", [1.0, 14.3])

@@ -10,6 +10,8 @@ from clipdec import LabelSpace
 from clipdec.comparison.statistics import resampled_map
 from clipdec.metrics import average_precision, precision_recall_f1, set_figures, zsl_report
 
+LABELS = LabelSpace([f"s{i}" for i in range(7)], [f"u{i}" for i in range(6)])
+
 
 def random_case(images, labels, levels, seed, prevalence=0.3):
     """Scores with only `levels` different values, and targets, as numpy arrays."""
@@ -32,10 +34,9 @@ def slow_prf(scores, targets, k):
 
 def expected_figures(scores, targets):
     """The figures of one part of the report, in percent."""
-    figures = {"map": 100 * np.mean(sklearn_ap(scores, targets))}
-    for k in (3, 5):
-        figures |= {f"{name}@{k}": 100 * x for name, x in zip(("p", "r", "f1"), slow_prf(scores, targets, k))}
-    return figures
+    ranked = {k: zip(("p", "r", "f1"), slow_prf(scores, targets, k)) for k in (3, 5)}
+    figures = {f"{name}@{k}": 100 * value for k, values in ranked.items() for name, value in values}
+    return {"map": 100 * np.mean(sklearn_ap(scores, targets))} | figures
 
 
 @pytest.mark.parametrize("scores, targets, ap", [
@@ -104,9 +105,6 @@ def test_figures_of_predicted_sets_by_hand():
     assert np.isnan(set_figures(none, targets)[0]) and set_figures(none, targets)[1:] == (0, 0)
     assert np.isnan(set_figures(predicted, none)[1]) and set_figures(predicted, none)[0] == 0
     assert np.isnan(set_figures(none, none)).all()
-
-
-LABELS = LabelSpace([f"s{i}" for i in range(7)], [f"u{i}" for i in range(6)])
 
 
 @pytest.fixture

@@ -23,6 +23,10 @@ CODE = {name: 2 * i + 1 for i, name in enumerate(CLASSES)}  # COCO's ids have ga
 TRAIN = {1: ["person", "car"], 2: [], 3: ["cat"], 4: ["person", "dog"], 5: ["hot dog"], 6: ["bicycle"]}
 TRAIN[7] = ["car", "hot dog"]
 VAL = {11: ["person", "cat"], 12: [], 13: ["bus"], 14: ["hot dog"], 15: ["car"]}
+# class: its lists
+PLACES = {"umbrella": ["unseen17", "seen65"], "frisbee": ["seen48", "unseen15"], "hair drier": ["unseen15"]}
+PLACES |= {"person": ["seen48", "seen65"], "banana": ["seen48", "seen65"]}
+PLACES |= {"cat": ["unseen17", "unseen15"], "airplane": ["unseen17", "unseen15"]}
 
 
 def instances(images, name, crowd):
@@ -70,11 +74,6 @@ def test_the_lists_have_their_sizes_and_no_name_twice(split, sizes):
 
 def test_the_80_classes_are_those_of_65_15_and_hold_those_of_48_17():
     assert len(set(CLASSES)) == 80 and set(listed(*coco.LISTS["48/17"])) < set(CLASSES)
-
-
-PLACES = {"umbrella": ["unseen17", "seen65"], "frisbee": ["seen48", "unseen15"], "hair drier": ["unseen15"]}
-PLACES |= {"person": ["seen48", "seen65"], "banana": ["seen48", "seen65"]}
-PLACES |= {"cat": ["unseen17", "unseen15"], "airplane": ["unseen17", "unseen15"]}
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -137,8 +136,7 @@ NO_FOLDER = "there is no image folder .*unpack val2017.zip"
 FAULTS = {
     "no annotation file": (lambda f: f.unlink(), "there is no .*instances_val2017.json: --root is"),
     "damaged JSON": (lambda f: f.write_text(f.read_text()[:-100]), INVALID),
-    "empty file": (lambda f: f.write_text(""), INVALID),
-    "a list": (lambda f: f.write_text("[1, 2]"), INVALID),
+    "empty file": (lambda f: f.write_text(""), INVALID), "a list": (lambda f: f.write_text("[1, 2]"), INVALID),
     "another folder": (lambda f: (f.parents[1] / "val2017").rename(f.parents[1] / "val"), NO_FOLDER),
     "no annotations": (partial(edit, lambda c: c.pop("annotations")), INVALID + " .*annotations"),
     "captions": (partial(edit, lambda c: c.update(annotations=[CAPTION])), INVALID),

@@ -10,6 +10,12 @@ from data_prep.embeddings import average_words, convert, read_words, words_of
 
 WORDS = {"teddy": [1, 2, 3], "bear": [3, 0, -1], "red": [0, 2, 0], "Paris": [5, 5, 5], "paris": [1, 0, 0]}
 WORDS |= {"oak": [0, 0, 4], "-": [9, 9, 9]}
+MEANS = {
+    "red": [0, 2, 0], "red teddy bear": [4 / 3, 4 / 3, 2 / 3], "red red oak": [0, 4 / 3, 4 / 3],
+    **dict.fromkeys(["teddy bear", "teddy-bear", "teddy_bear", " teddy  - bear "], [2, 1, 1]),
+    "Paris": [5, 5, 5], "paris": [1, 0, 0],  # as they are
+    "Oak": [0, 0, 4], "RED Oak": [0, 1, 2],  # in lower case
+}
 GLOVE = "".join(f"{word} {' '.join(map(str, v))}\n" for word, v in WORDS.items())
 
 
@@ -17,14 +23,6 @@ def words(folder, text=GLOVE):
     """A file of word vectors."""
     (folder / "words.txt").write_text(text, encoding="utf8", errors="surrogateescape")
     return folder / "words.txt"
-
-
-MEANS = {
-    "red": [0, 2, 0], "red teddy bear": [4 / 3, 4 / 3, 2 / 3], "red red oak": [0, 4 / 3, 4 / 3],
-    "teddy bear": [2, 1, 1], "teddy-bear": [2, 1, 1], "teddy_bear": [2, 1, 1], " teddy  - bear ": [2, 1, 1],
-    "Paris": [5, 5, 5], "paris": [1, 0, 0],  # as they are
-    "Oak": [0, 0, 4], "RED Oak": [0, 1, 2],  # in lower case
-}
 
 
 @pytest.mark.parametrize("name", MEANS)
@@ -43,11 +41,9 @@ def test_the_rows_are_in_the_order_of_the_names(tmp_path):
 FORMS = {
     "a header": "7 3\n" + GLOVE,  # fastText
     "spaces at the ends": GLOVE.replace("\n", " \n"),  # fastText ends lines with a space
-    "CRLF": GLOVE.replace("\n", "\r\n"),
-    "a word twice": GLOVE + "red 7 7 7\n",  # the first counts
+    "CRLF": GLOVE.replace("\n", "\r\n"), "a word twice": GLOVE + "red 7 7 7\n",  # the first counts
     "a word of spaces": GLOVE + ". . . 1 2 3\n",  # as in glove.840B
-    "a word of two parts": GLOVE + "at name@domain.com 1 2 3\n",
-    "a byte that is no text": "caf\udce9 1 2 3\n" + GLOVE,
+    "a word of two parts": GLOVE + "at name@domain.com 1 2 3\n", "a byte that is no text": "caf\udce9 1 2 3\n" + GLOVE,
 }
 
 
@@ -99,8 +95,7 @@ def test_an_array_has_one_row_a_name(tmp_path, kind):
     (np.ones((2, 2, 2)), r"has the shape \(2, 2, 2\)"),
     (np.array([[1, 1], [1, np.nan]]), "no usable vector .* for b$"),
     (np.array([[np.inf, 1], [1, 1]]), "no usable vector .* for a$"),
-    (np.array([[0, 0], [1, 1]]), "no usable vector .* for a$"),
-    (np.zeros((2, 3)), "no usable vector .* for a, b$"),
+    (np.array([[0, 0], [1, 1]]), "no usable vector .* for a$"), (np.zeros((2, 3)), "no usable vector .* for a, b$"),
     (np.array([["1", "2"], ["3", "4"]], object), "(?i)pickle"),
 ])
 def test_an_unusable_array_is_refused(tmp_path, array, message):

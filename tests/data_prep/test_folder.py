@@ -10,6 +10,7 @@ from data_prep.folder import read_table, split_labels, split_rows
 ROWS = [("a.jpg", ["cat", "dog"]), ("sub/b.jpg", ["dog"]), ("c, d.jpg", []), ("e.jpg", ["black cat"])]
 LIST = 'image,labels\na.jpg,cat;dog\nsub/b.jpg,dog\n"c, d.jpg",\ne.jpg,black cat\n'
 COLUMNS = 'image,cat,dog,black cat\na.jpg,1,1,0\nsub/b.jpg,0,1,0\n"c, d.jpg",0,0,0\ne.jpg,0,0,1\n'
+TEXT = "image,labels\n" + "".join(f"{i}.jpg,{'bird' if i < 3 else 'cat;dog' if i < 6 else 'cat'}\n" for i in range(10))
 UNNAMED = "the first line must name the columns"
 NAMES = [f"label {i:02}" for i in range(20)]
 MANY = [(f"{i}.jpg", [NAMES[i % 10]] + [NAMES[19]] * (i % 7 == 0)) for i in range(100)]  # 15 images carry label 19
@@ -17,10 +18,8 @@ MANY = [(f"{i}.jpg", [NAMES[i % 10]] + [NAMES[19]] * (i % 7 == 0)) for i in rang
 FORMS = {
     "a list": LIST, "a byte-order mark": "\ufeff" + LIST,
     "columns": COLUMNS, "columns after a byte-order mark": "\ufeff" + COLUMNS,
-    "CRLF": LIST.replace("\n", "\r\n"),
-    "Windows separators": LIST.replace("sub/b", "sub\\b"),
-    "blank lines": LIST.replace("\n", "\n\n") + "\n,\n  ,\n",
-    "no end of the last line": LIST[:-1],
+    "CRLF": LIST.replace("\n", "\r\n"), "Windows separators": LIST.replace("sub/b", "sub\\b"),
+    "blank lines": LIST.replace("\n", "\n\n") + "\n,\n  ,\n", "no end of the last line": LIST[:-1],
     "spaces": 'image , labels\n a.jpg , cat ; dog\nsub/b.jpg, dog;\n"c, d.jpg", ; \ne.jpg,black cat\n',
     "labels before the image": 'labels,image\ncat;dog,a.jpg\ndog,sub/b.jpg\n,"c, d.jpg"\nblack cat,e.jpg\n',
     "a label twice": LIST.replace("cat;dog", "cat;dog;cat"),
@@ -128,9 +127,6 @@ def script(tmp_path):
     return script
 
 
-TEXT = "image,labels\n" + "".join(f"{i}.jpg,{'bird' if i < 3 else 'cat;dog' if i < 6 else 'cat'}\n" for i in range(10))
-
-
 def test_the_script_prepares_a_folder(script, tmp_path):
     (tmp_path / "unseen.txt").write_text("bird\n")
     data = script(TEXT, "--unseen", tmp_path / "unseen.txt", "--val", 0.4, "--test", 0.29)
@@ -166,8 +162,7 @@ ERRORS = {
     "upwards": (TEXT + "../secret.jpg,cat\n", HELD, "outside its folder"),
     "upwards on Windows": (TEXT + "..\\secret.jpg,cat\n", HELD, "outside its folder"),
     "absolute": (TEXT + "/secret.jpg,cat\n", HELD, "outside its folder"),
-    "cells": (TEXT + "x.jpg\n", HELD, "line 12: 1 cells"),
-    "all unseen": (TEXT, ("--hold-out", 1), "above 0 and below 1"),
+    "cells": (TEXT + "x.jpg\n", HELD, "line 12: 1 cells"), "all": (TEXT, ("--hold-out", 1), "above 0 and below 1"),
     "no list": (TEXT, ("--unseen", "none.txt"), "none.txt"),
     "no label": ("image,labels\n0.jpg,\n1.jpg,\n", HELD, "folder: "), "no line": ("image,labels\n", HELD, "folder: "),
 }

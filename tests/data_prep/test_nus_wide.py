@@ -65,9 +65,8 @@ def contents(data, *splits):
 
 
 def test_seen_are_the_tags_without_the_concepts(root):
-    assert len(TAGS) == len(set(TAGS)) == 1000
-    seen, unseen, tags = nus_wide.derive(root)
-    assert (seen, unseen, tags) == (SEEN, UNSEEN, TAGS) and (len(seen), len(unseen)) == (925, 81)
+    assert len(TAGS) == len(set(TAGS)) == 1000 and (len(SEEN), len(UNSEEN)) == (925, 81)
+    assert tuple(nus_wide.derive(root)) == (SEEN, UNSEEN, TAGS)
 
 
 def test_train_has_tags_only(prepare):
@@ -104,8 +103,7 @@ def spoilt(root):
 
 @pytest.mark.parametrize("options", [(), ("--max-missing", "20")])
 def test_too_many_missing_images_are_an_error(prepare, spoilt, tmp_path, options):
-    message = "images .* are missing or cannot be read, more than --max-missing"
-    refused(message, tmp_path / "out", prepare, *options)
+    refused("images .* are missing or cannot be read, more than --max-missing", tmp_path / "out", prepare, *options)
     assert "test,Flickr/book/0004_22.jpg,missing," in (tmp_path / "out.partial" / "left_out.csv").read_text()
 
 

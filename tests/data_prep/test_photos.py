@@ -20,6 +20,7 @@ from data_prep.photos import inside, make_row, open_photo, prepare
 from data_prep.writer import LeftOut
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+INKS = {RED: (0, 255, 255, 0), GREEN: (255, 0, 255, 0), WHITE: (0, 0, 0, 0), (0, 0, 0): (0, 0, 0, 255)}
 
 
 def flat(mode, colour, kind="PNG", size=(8, 8), **options):
@@ -31,13 +32,6 @@ def picture(width, height):
     """A smooth picture, different in each place."""
     y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
     return Image.fromarray((255 * np.stack([x, y, (np.sin(9 * x) * np.cos(7 * y) + 1) / 2], axis=2)).astype(np.uint8))
-
-
-def quarters(corners, width, height):
-    """A picture of four colours: top left, top right, bottom left, bottom right."""
-    small = Image.new("RGB", (2, 2))
-    small.putdata(corners)
-    return small.resize((width, height), Image.NEAREST)
 
 
 def corners(image):
@@ -79,22 +73,21 @@ STORED = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "bdac", 7: "
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_orientation_is_applied(orientation, kind):
     colour = {"a": RED, "b": GREEN, "c": BLUE, "d": WHITE}
-    stored = quarters([colour[x] for x in STORED[orientation]], *((60, 40) if orientation < 5 else (40, 60)))
+    small = Image.fromarray(np.array([colour[x] for x in STORED[orientation]], np.uint8).reshape(2, 2, 3))
+    stored = small.resize((60, 40) if orientation < 5 else (40, 60), Image.NEAREST)
     image = open_photo(encode(stored, kind, exif=turned(orientation), quality=95), 100)
     assert image.size == (60, 40) and corners(image) == [RED, GREEN, BLUE, WHITE]
 
 
-def palette(transparent):
-    image = Image.new("P", (8, 8), 1)
-    image.putpalette([*BLUE, *RED])
-    return encode(image, transparency=1) if transparent else encode(image)
+PALETTE = Image.new("P", (8, 8), 1)
+PALETTE.putpalette([*BLUE, *RED])
 
 
 ALIKE = {  # (file, the one colour it shows)
     "grey": (flat("L", 77), (77, 77, 77)), "grey, opaque": (flat("LA", (77, 255)), (77, 77, 77)),
     "grey, transparent": (flat("LA", (77, 0)), WHITE), "black and white": (flat("1", 1), WHITE),
     "grey with a transparent value": (flat("L", 77, transparency=77), WHITE),
-    "palette": (palette(False), RED), "palette, transparent": (palette(True), WHITE),
+    "palette": (encode(PALETTE), RED), "palette, transparent": (encode(PALETTE, transparency=1), WHITE),
     "RGB": (flat("RGB", (1, 2, 3)), (1, 2, 3)),
     "RGB with a transparent colour": (flat("RGB", RED, transparency=RED), WHITE),
     "RGBA, opaque": (flat("RGBA", (*RED, 255)), RED), "RGBA, transparent": (flat("RGBA", (*RED, 0)), WHITE),
@@ -110,9 +103,6 @@ def test_every_kind_of_pixel_becomes_rgb(name):
     data, colour = ALIKE[name]
     image = open_photo(data, 100)
     assert image.mode == "RGB" and image.getcolors() == [(image.width * image.height, colour)]
-
-
-INKS = {RED: (0, 255, 255, 0), GREEN: (255, 0, 255, 0), WHITE: (0, 0, 0, 0), (0, 0, 0): (0, 0, 0, 255)}
 
 
 @pytest.mark.parametrize("colour", INKS)
@@ -147,6 +137,7 @@ def test_of_several_pictures_the_first_is_read():
 
 SMALL = {(400, 300): (133, 100), (300, 400): (100, 133), (1600, 1200): (133, 100), (500, 500): (100, 100)}
 SMALL[101, 250] = (100, 248)
+KEPT = [(shape, 100, shape) for shape in [(40, 30), (30, 40), (100, 100), (100, 900), (1, 1), (1, 2000), (2000, 1)]]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -154,9 +145,6 @@ SMALL[101, 250] = (100, 248)
 def test_the_short_side_gets_the_size(kind, shape):
     image = open_photo(encode(picture(*shape), kind), 100)
     assert min(image.size) == 100 and np.abs(np.subtract(image.size, SMALL[shape])).max() <= 1
-
-
-KEPT = [(shape, 100, shape) for shape in [(40, 30), (30, 40), (100, 100), (100, 900), (1, 1), (1, 2000), (2000, 1)]]
 
 
 @pytest.mark.parametrize("shape, size, small", [*KEPT, ((20, 2000), 10, (10, 1000)), ((2000, 20), 10, (1000, 10))])
@@ -338,8 +326,8 @@ def test_val_is_a_share_of_train(root, val, count):
 
 
 def test_missing_files_are_named_and_counted(root, capsys):
-    for name in ("t0", "e1"):
-        (root / name).unlink()
+    (root / "t0").unlink()
+    (root / "e1").unlink()
     (root / "e2").write_bytes(b"")
     data = prepared(root, val=0.5)
     assert "left out: 3 (2 missing, 1 empty)" in capsys.readouterr().out

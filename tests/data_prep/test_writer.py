@@ -27,6 +27,7 @@ INFO = {"seen": ["red", "blue"], "unseen": ["green"], "source": "numbers", "lice
 SIZES = {"train": 5, "val": 2, "test": 3}
 FIRST = {"train": 0, "val": 100, "test": 200}  # the number of each split's first item
 ALL = [f"{split}{i}" for split, n in SIZES.items() for i in range(n)]
+AGAIN = dict.fromkeys(ALL, 1) | {"test0": 2, "test1": 2}  # how often each is made where test1 stops the first run
 GONE = [("train", "gone.jpg", "missing", "")]
 
 
@@ -73,15 +74,11 @@ def calls(folder):
 
 # ---- layout -----------------------------------------------------------------------------------------------------
 
-def test_load_from_disk_opens_the_folder(call, out):
+def test_load_from_disk_and_load_data_open_the_folder(call, out):
     assert call() == SIZES
     opened = datasets.load_from_disk(out)
     assert opened.num_rows == SIZES and opened["train"].features == writer.FEATURES
     assert opened["test"]["labels"] == [[200 % 3], [201 % 3], [202 % 3]] and str(opened["test"].split) == "test"
-
-
-def test_load_data_opens_the_folder(call, out):
-    call()
     data = load_data(out)
     assert data.labels.names == ["red", "blue", "green"]
     assert data.info["images"] == SIZES and data.info["left_out"] == {}
@@ -235,9 +232,6 @@ def test_an_error_leaves_no_data_set(call, tmp_path, out, workers):
     for name in ("out", "out.partial"):
         with pytest.raises(FileNotFoundError):
             load_data(tmp_path / name)
-
-
-AGAIN = dict.fromkeys(ALL, 1) | {"test0": 2, "test1": 2}  # the shard that stopped
 
 
 @pytest.mark.parametrize("info, made", [(INFO, AGAIN), (INFO | {"seed": 1}, {"train0": 2})])
