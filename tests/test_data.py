@@ -4,7 +4,6 @@ import io
 import json
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -21,12 +20,15 @@ def files(folder):
     return {p.relative_to(folder): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
+def pixels(split, indices):
+    return [split.image(i).tobytes() for i in indices]
+
+
 # ---- concepts and glyphs ----------------------------------------------------------------------------------------
 
 def test_label_lists():
     seen, unseen, themes, glyphs = concepts()
-    assert len(seen) == len(set(seen)) == 925 and len(unseen) == len(set(unseen)) == 81
-    assert not set(seen) & set(unseen)
+    assert (len(seen), len(unseen), len({*seen, *unseen})) == (925, 81, 1006)
     at_home = {theme for setting in emoji_scenes.SETTINGS.values() for theme in setting[0]}
     assert set(themes) == set(glyphs) == set(seen + unseen) and set(themes.values()) <= at_home
 
@@ -57,27 +59,22 @@ def test_one_seed_draws_one_scene():
 
 
 def test_scenes_have_1_to_6_different_sorted_labels():
-    count = set()
-    for index in range(60):
-        row = scene(0, "test", index)
-        assert row["image"].size == (128, 128) and row["image"].mode == "RGB"
-        assert row["labels"] == sorted(set(row["labels"]))
-        count.add(len(row["labels"]))
-    assert count <= set(range(1, 7)) and {1, 6} <= count
+    rows = [scene(0, "test", index) for index in range(60)]
+    assert {(row["image"].size, row["image"].mode) for row in rows} == {((128, 128), "RGB")}
+    assert all(row["labels"] == sorted(set(row["labels"])) for row in rows)
+    assert {1, 6} <= {len(row["labels"]) for row in rows} <= set(range(1, 7))
 
 
 def test_unseen_labels_are_in_test_only(tiny):
     unseen = tiny.labels.unseen_index
     assert not tiny.train.targets[:, unseen].any() and not tiny.val.targets[:, unseen].any()
-    share = tiny.test.targets[:, unseen].sum() / tiny.test.targets.sum()
-    assert 0.35 < share < 0.65
+    assert 0.35 < tiny.test.targets[:, unseen].sum() / tiny.test.targets.sum() < 0.65
 
 
 def test_the_scene_is_of_its_labels(monkeypatch):
     monkeypatch.setattr(emoji_scenes, "draw", lambda rng, names, setting: names)
     labels = concepts()[0] + concepts()[1]
-    for index in range(20):
-        row = scene(0, "test", index)
+    for row in (scene(0, "test", index) for index in range(20)):
         assert sorted(row["image"]) == sorted(labels[i] for i in row["labels"])
 
 
@@ -86,8 +83,7 @@ def test_the_scene_is_of_its_labels(monkeypatch):
 def test_the_folder_holds_the_scenes(tiny):
     for split in (tiny.train, tiny.val, tiny.test):
         for i in (0, len(split) - 1):
-            image, targets = split[i]
-            expected = scene(0, split.name, i)
+            (image, targets), expected = split[i], scene(0, split.name, i)
             assert image.tobytes() == expected["image"].tobytes()
             assert targets.nonzero().flatten().tolist() == expected["labels"]
 
@@ -109,32 +105,28 @@ def test_preparing_twice_does_nothing(tmp_path, capsys):
 
 def test_another_seed_replaces_the_scenes(tmp_path):
     out = prepare(tmp_path / "x", 1, SIZES, workers=1)
-    first = [load_data(out).train.image(i).tobytes() for i in range(3)]
+    first = pixels(load_data(out).train, range(3))
     prepare(out, 2, SIZES, workers=1)
-    assert all(load_data(out).train.image(i).tobytes() != first[i] for i in range(3))
+    assert all(a != b for a, b in zip(first, pixels(load_data(out).train, range(3))))
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_workers_draw_the_same(tmp_path):
     sizes = {"train": 4, "val": 1, "test": 1}
     one, two = (load_data(prepare(tmp_path / str(n), 5, sizes, workers=n)).train for n in (1, 2))
-    assert torch.equal(one.targets, two.targets)
-    assert all(one.image(i).tobytes() == two.image(i).tobytes() for i in range(4))
+    assert torch.equal(one.targets, two.targets) and pixels(one, range(4)) == pixels(two, range(4))
 
 
 def test_an_interrupted_preparation_leaves_no_data_set(tmp_path, monkeypatch):
-    real = emoji_scenes.scene
-
     def interrupted(seed, split, index, most):
         if (split, index) == ("val", 0):
             raise RuntimeError("interrupted")
-        return real(seed, split, index, most)
+        return scene(seed, split, index, most)
 
-    monkeypatch.setattr(emoji_scenes, "scene", interrupted)
-    with pytest.raises(RuntimeError, match="interrupted"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="interrupted"):
+        patch.setattr(emoji_scenes, "scene", interrupted)
         prepare(tmp_path / "x", 1, SIZES, workers=1)
     assert not (tmp_path / "x").exists()
-    monkeypatch.undo()
     assert len(load_data(prepare(tmp_path / "x", 1, SIZES, workers=1)).train) == 3
 
 
@@ -148,9 +140,9 @@ def test_an_interrupted_replacement_leaves_the_old_scenes(tmp_path, monkeypatch)
 
 
 def test_foreign_folders_are_not_overwritten(tmp_path):
+    write(tmp_path / "own")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("years of work")
-    write(tmp_path / "own")
     for name, message in (("notes", "is not empty and not a prepared data set"), ("own", "holds another data set")):
         before = files(tmp_path / name)
         with pytest.raises(FileExistsError, match=message):
@@ -187,8 +179,8 @@ def test_load_data(tmp_path):
     for split in (data.train, data.val, data.test):
         assert len(split) == 3 and split.targets.dtype == torch.bool
         assert split.targets.tolist() == [[True, False, False], [False, True, True], [False, False, False]]
-        assert [np.asarray(split[i][0])[0, 0].tolist() for i in range(3)] == [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
-        assert split[0][0].size == (6, 5)
+        colours = [split[i][0].getpixel((0, 0)) for i in range(3)]
+        assert colours == [(255, 0, 0), (0, 0, 255), (0, 255, 0)] and split[0][0].size == (6, 5)
 
 
 def test_targets_are_the_stored_indices(tiny):
@@ -201,7 +193,7 @@ def test_targets_are_the_stored_indices(tiny):
 def test_select_keeps_images_and_targets_together(tiny):
     some = tiny.test.select([7, 2, 7])
     assert torch.equal(some.targets, tiny.test.targets[[7, 2, 7]])
-    assert [some.image(i).tobytes() for i in range(3)] == [tiny.test.image(i).tobytes() for i in (7, 2, 7)]
+    assert pixels(some, range(3)) == pixels(tiny.test, (7, 2, 7))
     assert len(tiny.test.select([])) == 0 and tiny.test.select([]).targets.shape == (0, 1006)
 
 
@@ -226,15 +218,13 @@ def test_missing_and_unprepared_folders(tmp_path):
             load_data(tmp_path / name)
 
 
-@pytest.mark.parametrize("indices, message", [([0, 3], "0 to 3, but labels.json names 3"), ([-1, 1], "-1 to 1")])
-def test_label_indices_out_of_range(tmp_path, indices, message):
-    with pytest.raises(ValueError, match=f"indices {message}"):
-        load_data(write(tmp_path / "x", [(RED, [0]), (RED, indices)]))
-
-
-def test_a_label_both_seen_and_unseen(tmp_path):
-    with pytest.raises(ValueError, match="both seen and unseen: b"):
-        load_data(write(tmp_path / "x", seen=("a", "b"), unseen=("b",)))
+@pytest.mark.parametrize("wrong, message", [
+    ({"rows": [(RED, [0]), (RED, [0, 3])]}, "indices 0 to 3, but labels.json names 3"),
+    ({"rows": [(RED, [0]), (RED, [-1, 1])]}, "indices -1 to 1"), ({"unseen": ("b",)}, "both seen and unseen: b"),
+])
+def test_label_indices_out_of_range_and_a_label_both_seen_and_unseen(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(write(tmp_path / "x", **wrong))
 
 
 @pytest.mark.parametrize("spoilt", [b"no image", b"", RED[: len(RED) // 2], RED[:40] + bytes(20) + RED[60:]])
@@ -253,20 +243,18 @@ def names_of(data, split):
 
 def test_held_out_labels_are_in_no_training_image(tiny):
     held = hold_out(tiny, 60, seed=1)
-    assert len(held.labels.unseen) == 60 and len(held.labels.seen) == 865
+    assert (len(held.labels.unseen), len(held.labels.seen)) == (60, 865)
     assert set(held.labels.names) == set(tiny.labels.seen)
     assert not held.train.targets[:, held.labels.unseen_index].any()
     kept = [i for i, names in enumerate(names_of(tiny, tiny.train)) if not set(names) & set(held.labels.unseen)]
-    assert 0 < len(kept) < len(tiny.train)
+    assert 0 < len(kept) < len(tiny.train) and pixels(held.train, range(3)) == pixels(tiny.train, kept[:3])
     assert names_of(held, held.train) == [names_of(tiny, tiny.train)[i] for i in kept]
-    assert [held.train.image(j).tobytes() for j in range(3)] == [tiny.train.image(i).tobytes() for i in kept[:3]]
 
 
 def test_held_out_labels_are_evaluated_on_val(tiny):
     held = hold_out(tiny, 60, seed=1)
     assert names_of(held, held.test) == names_of(tiny, tiny.val)
-    assert held.test.targets[:, held.labels.unseen_index].any()
-    assert held.test.image(0).tobytes() == tiny.val.image(0).tobytes()
+    assert held.test.targets[:, held.labels.unseen_index].any() and pixels(held.test, [0]) == pixels(tiny.val, [0])
     assert names_of(held, held.val) == names_of(tiny, tiny.val)  # fit looks at its seen labels only
 
 

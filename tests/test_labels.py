@@ -22,22 +22,17 @@ def test_seen_labels_come_first():
 
 
 def test_one_part_may_be_empty():
-    labels = LabelSpace(["a", "b"], [])
-    assert labels.names == ["a", "b"] and labels.unseen_index.tolist() == []
-    assert LabelSpace([], ["a"]).unseen_index.tolist() == [0]
+    seen, unseen = LabelSpace(["a", "b"], []), LabelSpace([], ["a"])
+    assert seen.names == ["a", "b"] and seen.unseen_index.tolist() == [] and unseen.unseen_index.tolist() == [0]
 
 
-@pytest.mark.parametrize(
-    "seen, unseen, message",
-    [
-        (["a", ""], ["b"], "label 1 of the seen labels is empty"),
-        (["a"], ["  "], "label 0 of the unseen labels is empty"),
-        (["a", None], ["b"], "label 1 of the seen labels is empty"),
-        (["a", "b", "a"], ["c"], "repeated among the seen labels: a"),
-        (["a"], ["c", "d", "d", "c"], "repeated among the unseen labels: c, d"),
-        (["a", "b", "c"], ["c", "d", "a"], "both seen and unseen: a, c"),
-    ],
-)
+@pytest.mark.parametrize("seen, unseen, message", [
+    (["a", ""], ["b"], "label 1 of the seen labels is empty"), (["a"], ["  "], "label 0 of the unseen labels is empty"),
+    (["a", None], ["b"], "label 1 of the seen labels is empty"),
+    (["a", "b", "a"], ["c"], "repeated among the seen labels: a"),
+    (["a"], ["c", "d", "d", "c"], "repeated among the unseen labels: c, d"),
+    (["a", "b", "c"], ["c", "d", "a"], "both seen and unseen: a, c"),
+])
 def test_label_space_errors(seen, unseen, message):
     with pytest.raises(ValueError, match=message):
         LabelSpace(seen, unseen)
@@ -85,22 +80,18 @@ def test_a_changed_result_does_not_change_the_next():
     assert not torch.allclose(encode_labels(NAMES, prompt="{}"), kept)  # the prompt is part of what is kept
 
 
-@pytest.mark.parametrize("names", [[], ["a", ""], ["a", " "], "", ["a", 3]])
-def test_empty_names(names):
-    with pytest.raises(ValueError, match="at least one name and no empty"):
-        encode_labels(names)
+WRONG = {
+    "at least one name and no empty": [{"names": names} for names in ([], ["a", ""], ["a", " "], "", ["a", 3])],
+    "prompt must hold {} once": [{"prompt": prompt} for prompt in ("a photo", "", "{} and {}")],
+    "unknown CLIP tower": [{"text_tower": tower} for tower in ("maxi", "timm:resnet18", "open_clip:ViT-B-32", "")],
+    "open_clip has no model": [{"text_tower": "open_clip:no-such-model/openai"}],
+}
 
 
-@pytest.mark.parametrize("prompt", ["a photo", "", "{} and {}"])
-def test_prompt_errors(prompt):
-    with pytest.raises(ValueError, match="prompt must hold {} once"):
-        encode_labels(NAMES, prompt=prompt)
-
-
-@pytest.mark.parametrize("tower", ["maxi", "timm:resnet18", "open_clip:ViT-B-32", "open_clip:no-such-model/openai", ""])
-def test_unknown_text_tower(tower):
-    with pytest.raises(ValueError, match="unknown CLIP tower|open_clip has no model"):
-        encode_labels(NAMES, text_tower=tower)
+@pytest.mark.parametrize("message, wrong", [(message, wrong) for message, cases in WRONG.items() for wrong in cases])
+def test_wrong_names_prompts_and_towers(message, wrong):
+    with pytest.raises(ValueError, match=message):
+        encode_labels(**{"names": NAMES} | wrong)
 
 
 def test_embeddings_come_in_the_order_asked_for(tmp_path):
@@ -108,8 +99,7 @@ def test_embeddings_come_in_the_order_asked_for(tmp_path):
     np.savez(tmp_path / "e.npz", names=np.array(["a", "b", "c"]), vectors=rows)
     vectors = load_label_embeddings(tmp_path / "e.npz", ["c", "a"])
     expected = rows[[2, 0]] / np.linalg.norm(rows[[2, 0]], axis=1, keepdims=True)
-    assert vectors.dtype == torch.float32
-    np.testing.assert_allclose(vectors.numpy(), expected, atol=1e-6)
+    assert vectors.dtype == torch.float32 and vectors.numpy() == pytest.approx(expected, rel=1e-7, abs=1e-6)
 
 
 def test_embeddings_that_lack_a_name(tmp_path):
@@ -118,29 +108,20 @@ def test_embeddings_that_lack_a_name(tmp_path):
         load_label_embeddings(tmp_path / "e.npz", ["x", "a", "y"])
 
 
-class Trap:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 def test_files_that_are_no_embeddings(tmp_path):
-    trap = np.array(["a", Trap(tmp_path / "sprung")], dtype=object)
+    class Trap:  # writes a file when it is unpickled
+        def __reduce__(self):
+            return open, (str(tmp_path / "sprung"), "w")
     np.savez(tmp_path / "no_vectors.npz", names=np.array(["a"]))
     np.savez(tmp_path / "shape.npz", names=np.array(["a", "b"]), vectors=np.ones((3, 5)))
     np.savez(tmp_path / "flat.npz", names=np.array(["a", "b"]), vectors=np.ones(2))
-    np.savez(tmp_path / "pickled.npz", names=trap, vectors=np.ones((2, 5)))
+    np.savez(tmp_path / "pickled.npz", names=np.array(["a", Trap()], dtype=object), vectors=np.ones((2, 5)))
     np.save(tmp_path / "array.npy", np.ones((2, 5)))
     (tmp_path / "text.npz").write_text("a 0.1 0.2")
     (tmp_path / "empty.npz").touch()
     whole = (tmp_path / "shape.npz").read_bytes()
     (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
-    files = ["no_vectors", "shape", "flat", "pickled", "text", "empty", "truncated", "missing"]
-    for path in [*(tmp_path / f"{f}.npz" for f in files), tmp_path / "array.npy"]:
+    for path in [*tmp_path.iterdir(), tmp_path / "missing.npz"]:
         with pytest.raises(ValueError, match=f"label_embeddings .*{path.name}"):
             load_label_embeddings(path, ["a"])
     assert not (tmp_path / "sprung").exists()

@@ -6,28 +6,24 @@ from clipdec import LabelSpace
 from clipdec.labels import leakage
 from data_prep.names import SPLITS, read_names
 
+PAIRS = {  # kind: unseen and seen names
+    "plural": "cat:cats, flowers:flower, bus:buses, berry:berries, leaf:leaves, knife:knives, horses:horse, Cat:CATS, "
+    "traffic light:traffic lights, hot-dog:hot dogs, boss:bosses, bas:bass, news:new, cat !:cats",
+    "lemma": "running:run, person:people, man:men, fish:fishing, T-shirt:t shirt",
+    "word": "tiger:tiger face, police officer:officer, mountain:sunrise over mountains",
+    "": "plane:airplane, train:rain, person running:person swimming, hot dog:hot tub, zebra:horse, "
+    "-:cat, cat:-, -:_ -, !?:?!",
+}
 
-@pytest.mark.parametrize(
-    "unseen, seen, kind",
-    [
-        ("cat", "cats", "plural"), ("flowers", "flower", "plural"), ("bus", "buses", "plural"), ("berry", "berries", "plural"),
-        ("leaf", "leaves", "plural"), ("knife", "knives", "plural"), ("horses", "horse", "plural"), ("traffic light", "traffic lights", "plural"),
-        ("Cat", "CATS", "plural"), ("hot-dog", "hot dogs", "plural"),
-        ("running", "run", "lemma"), ("person", "people", "lemma"), ("man", "men", "lemma"), ("fish", "fishing", "lemma"), ("T-shirt", "t shirt", "lemma"),
-        ("tiger", "tiger face", "word"), ("police officer", "officer", "word"), ("mountain", "sunrise over mountains", "word"),
-        ("plane", "airplane", None), ("train", "rain", None), ("person running", "person swimming", None), ("hot dog", "hot tub", None),
-        ("boss", "bosses", "plural"), ("bas", "bass", "plural"), ("news", "new", "plural"), ("zebra", "horse", None),
-        ("-", "cat", None), ("cat", "-", None), ("-", "_ -", None), ("!?", "?!", None), ("cat !", "cats", "plural"),
-    ],
-)  # fmt: skip
-def test_leakage_names_the_twins(unseen, seen, kind):
-    expected = {unseen: [(seen, kind)]} if kind else {}
-    assert leakage(LabelSpace([seen, "violin"], [unseen])) == expected
+
+@pytest.mark.parametrize("pair, kind", [(pair, kind) for kind, pairs in PAIRS.items() for pair in pairs.split(", ")])
+def test_leakage_names_the_twins(pair, kind):
+    unseen, seen = pair.split(":")
+    assert leakage(LabelSpace([seen, "violin"], [unseen])) == ({unseen: [(seen, kind)]} if kind else {})
 
 
 def test_nus_wide_has_31_plural_twins():
-    labels = LabelSpace(read_names(SPLITS / "nus_wide_seen925.txt")[0], read_names(SPLITS / "nus_wide_unseen81.txt")[0])
-    twins = leakage(labels)
-    plural = {name: seen for name, found in twins.items() for seen, kind in found if kind == "plural"}
-    assert len(plural) == 31
-    assert {("cat", "cats"), ("bear", "bears"), ("flowers", "flower"), ("leaf", "leaves"), ("valley", "valleys")} <= set(plural.items())
+    labels = LabelSpace(*(read_names(SPLITS / f"nus_wide_{part}.txt")[0] for part in ("seen925", "unseen81")))
+    plural = {name: seen for name, found in leakage(labels).items() for seen, kind in found if kind == "plural"}
+    some = {"cat": "cats", "bear": "bears", "flowers": "flower", "leaf": "leaves", "valley": "valleys"}
+    assert len(plural) == 31 and some.items() <= plural.items()

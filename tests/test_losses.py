@@ -10,18 +10,18 @@ from timm.loss import AsymmetricLossMultiLabel
 from clipdec import CombinedLoss, alignment_loss, asymmetric_loss
 
 GAMMAS = [(4, 0, 0.05), (4, 1, 0.05), (2, 1, 0.2), (0, 0, 0.05), (4, 1, 0), (1, 2, 0), (0, 0, 0)]
+LABEL_SETS = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
 
 
 def case(images=6, labels=9, spread=2.0):
     return spread * torch.randn(images, labels), torch.rand(images, labels) < 0.3
 
 
-@pytest.mark.parametrize("gamma_neg, gamma_pos, clip", GAMMAS)
-def test_asymmetric_loss_and_its_gradient_equal_timm(gamma_neg, gamma_pos, clip):
+@pytest.mark.parametrize("gammas", GAMMAS, ids=str)
+def test_asymmetric_loss_and_its_gradient_equal_timm(gammas):
     logits, targets = case()
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss = asymmetric_loss(ours, targets, gamma_neg, gamma_pos, clip)
-    timm_loss = AsymmetricLossMultiLabel(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
+    loss, timm_loss = asymmetric_loss(ours, targets, *gammas), AsymmetricLossMultiLabel(*gammas)
     # one image at a time: sum over labels in every version of timm, whatever it does with a batch
     reference = sum(timm_loss(theirs[i : i + 1], targets[i : i + 1].float()) for i in range(len(logits))) / len(logits)
     loss.backward()
@@ -34,11 +34,10 @@ def test_asymmetric_loss_and_its_gradient_equal_timm(gamma_neg, gamma_pos, clip)
 def test_asymmetric_loss_equals_its_definition(gamma_neg, gamma_pos, clip):
     logits, targets = case()
     total = 0.0
-    for row, truth in zip(logits.tolist(), targets.tolist()):
-        for x, positive in zip(row, truth):
-            p = 1 / (1 + math.exp(-x))
-            p_m = max(p - clip, 0.0)
-            total -= (1 - p) ** gamma_pos * math.log(p) if positive else p_m**gamma_neg * math.log(1 - p_m)
+    for x, positive in zip(logits.flatten().tolist(), targets.flatten()):
+        p = 1 / (1 + math.exp(-x))
+        p_m = max(p - clip, 0.0)
+        total -= (1 - p) ** gamma_pos * math.log(p) if positive else p_m**gamma_neg * math.log(1 - p_m)
     loss = asymmetric_loss(logits, targets, gamma_neg, gamma_pos, clip).item()
     assert loss == pytest.approx(total / len(logits), rel=1e-4)
 
@@ -55,26 +54,24 @@ def test_the_defaults_are_the_papers():
 
 
 def test_easy_negatives_cost_nothing():
-    logits = torch.full((2, 3), math.log(0.04 / 0.96))  # probability 0.04, below the clip of 0.05
-    assert asymmetric_loss(logits, torch.zeros(2, 3)).item() == 0.0
-    assert asymmetric_loss(logits, torch.zeros(2, 3), clip=0.03).item() > 0.0
+    case = torch.full((2, 3), math.log(0.04 / 0.96)), torch.zeros(2, 3)  # probability 0.04, below the clip of 0.05
+    assert asymmetric_loss(*case).item() == 0.0 < asymmetric_loss(*case, clip=0.03).item()
 
 
-@pytest.mark.parametrize("gamma_neg, gamma_pos, clip", GAMMAS)
+@pytest.mark.parametrize("gammas", GAMMAS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extreme_logits_stay_finite(gamma_neg, gamma_pos, clip, dtype):
+def test_extreme_logits_stay_finite(gammas, dtype):
     logits = torch.tensor([[100.0, -100.0, 100.0, -100.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
-    loss = asymmetric_loss(logits, torch.tensor([[1, 1, 0, 0, 1, 0]]), gamma_neg, gamma_pos, clip)
+    loss = asymmetric_loss(logits, torch.tensor([[1, 1, 0, 0, 1, 0]]), *gammas)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite() and logits.grad.isfinite().all()
 
 
 def test_a_sure_mistake_costs_its_logit():
-    wrong = torch.tensor([[-100.0]])
-    assert asymmetric_loss(wrong, torch.ones(1, 1)).item() == pytest.approx(100)
-    assert asymmetric_loss(-wrong, torch.zeros(1, 1), clip=0).item() == pytest.approx(100)
-    # with clipping p_m is 0.95 at most
-    assert asymmetric_loss(-wrong, torch.zeros(1, 1)).item() == pytest.approx(-(0.95**4) * math.log(0.05), rel=1e-5)
+    sure, no = torch.tensor([[100.0]]), torch.zeros(1, 1)
+    assert asymmetric_loss(-sure, torch.ones(1, 1)).item() == pytest.approx(100)
+    assert asymmetric_loss(sure, no, clip=0).item() == pytest.approx(100)
+    assert asymmetric_loss(sure, no).item() == pytest.approx(-(0.95**4) * math.log(0.05), rel=1e-5)  # p_m <= 0.95
 
 
 def slow_alignment(image, text, scale, targets=None):
@@ -87,9 +84,6 @@ def slow_alignment(image, text, scale, targets=None):
         total += math.log(sum(math.exp(s[i][j]) for j in others)) - s[i][i]  # image to texts
         total += math.log(sum(math.exp(s[j][i]) for j in others)) - s[i][i]  # text to images
     return total / (2 * n)
-
-
-LABEL_SETS = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
 
 
 @pytest.mark.parametrize("scale", [1.0, 14.3])
@@ -112,8 +106,7 @@ def test_alignment_loss_is_symmetric_and_ignores_lengths():
 
 
 def test_images_with_one_label_set_are_no_negatives():
-    image, text = torch.randn(3, 5), torch.randn(3, 5)
-    twins = torch.tensor([[1, 0], [1, 0], [0, 1]])
+    image, text, twins = torch.randn(3, 5), torch.randn(3, 5), torch.tensor([[1, 0], [1, 0], [0, 1]])
     assert alignment_loss(image[:2], text[:2], 5.0, twins[:2]).item() == 0.0
     s = 5 * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
     s[0, 1] = s[1, 0] = float("-inf")
@@ -135,8 +128,7 @@ def test_the_scale_is_trained():
 
 
 def test_combined_loss_adds_its_weighted_terms():
-    logits, targets = case()
-    vectors = torch.randn(2, 6, 5)
+    (logits, targets), vectors = case(), torch.randn(2, 6, 5)
     loss, l_c, l_clip = CombinedLoss(0.3, 2.0)(logits, targets, *vectors, 9.0, LABEL_SETS)
     torch.testing.assert_close(l_c, asymmetric_loss(logits, targets))
     torch.testing.assert_close(l_clip, alignment_loss(*vectors, 9.0, LABEL_SETS))
@@ -163,6 +155,5 @@ def test_weights_multiply_the_cost_of_each_label():
     each = [asymmetric_loss(logits[:, i : i + 1], targets[:, i : i + 1]) for i in range(5)]
     weighted = asymmetric_loss(logits, targets, weights=weights)
     torch.testing.assert_close(weighted, sum(w * c for w, c in zip(weights, each)))
-    vectors = torch.randn(2, 3, 8)
-    _, l_c, _ = CombinedLoss(alpha=0.0)(logits, targets, *vectors, torch.tensor(10.0), weights=weights)
-    torch.testing.assert_close(l_c, weighted)
+    combined = CombinedLoss(alpha=0.0)(logits, targets, *torch.randn(2, 3, 8), torch.tensor(10.0), weights=weights)
+    torch.testing.assert_close(combined[1], weighted)

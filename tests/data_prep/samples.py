@@ -44,9 +44,16 @@ def reds(split):
     return [split.image(i).getpixel((0, 0))[0] for i in range(len(split))]
 
 
+def refused(message, out, call, *arguments):
+    """A call that ends with a message and writes no data set."""
+    with pytest.raises(SystemExit, match=message):
+        call(*arguments)
+    assert not out.exists()
+
+
 def contents(data, *splits):
-    """{name of an image: names of its labels}."""
-    rows = [row for split in splits for row in zip(names(split), split.targets)]
+    """{name of an image: names of its labels}, of test by default."""
+    rows = [row for split in splits or [data.test] for row in zip(names(split), split.targets)]
     return {name: {data.labels.names[i] for i in targets.nonzero().flatten()} for name, targets in rows}
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import samples
-from samples import red, reds
+from samples import red, reds, refused
 
 from data_prep import coco
 from data_prep.names import SPLITS, read_names
@@ -23,6 +23,10 @@ CODE = {name: 2 * i + 1 for i, name in enumerate(CLASSES)}  # COCO's ids have ga
 TRAIN = {1: ["person", "car"], 2: [], 3: ["cat"], 4: ["person", "dog"], 5: ["hot dog"], 6: ["bicycle"]}
 TRAIN[7] = ["car", "hot dog"]
 VAL = {11: ["person", "cat"], 12: [], 13: ["bus"], 14: ["hot dog"], 15: ["car"]}
+# class: its lists
+PLACES = {"umbrella": ["unseen17", "seen65"], "frisbee": ["seen48", "unseen15"], "hair drier": ["unseen15"]}
+PLACES |= {"person": ["seen48", "seen65"], "banana": ["seen48", "seen65"]}
+PLACES |= {"cat": ["unseen17", "unseen15"], "airplane": ["unseen17", "unseen15"]}
 
 
 def instances(images, name, crowd):
@@ -62,8 +66,6 @@ def contents(data, *splits):
     return {int(name[-16:-4]): labels for name, labels in samples.contents(data, *splits).items()}
 
 
-# ---- label lists ------------------------------------------------------------------------------------------------
-
 @pytest.mark.parametrize("split, sizes", [("48/17", (48, 17)), ("65/15", (65, 15))])
 def test_the_lists_have_their_sizes_and_no_name_twice(split, sizes):
     seen, unseen = map(listed, coco.LISTS[split])
@@ -74,60 +76,44 @@ def test_the_80_classes_are_those_of_65_15_and_hold_those_of_48_17():
     assert len(set(CLASSES)) == 80 and set(listed(*coco.LISTS["48/17"])) < set(CLASSES)
 
 
-PLACES = {
-    "person": ["seen48", "seen65"], "banana": ["seen48", "seen65"],
-    "cat": ["unseen17", "unseen15"], "airplane": ["unseen17", "unseen15"],
-    "umbrella": ["unseen17", "seen65"], "frisbee": ["seen48", "unseen15"], "hair drier": ["unseen15"],
-}
-
-
 @pytest.mark.parametrize("name", PLACES)
 def test_a_class_is_where_the_papers_put_it(name):
     lists = [*coco.LISTS["48/17"], *coco.LISTS["65/15"]]
     assert [part for part in lists if name in listed(part)] == [f"coco_{place}" for place in PLACES[name]]
 
 
-# ---- images and labels ------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("year", ["2014", "2017"])
-def test_both_years_are_read(tmp_path, year):
-    data = prepare(build(tmp_path, year), "--year", year)
-    assert contents(data, data.train, data.val) == {1: {"person", "car"}, 4: {"person"}, 6: {"bicycle"}, 7: {"car"}}
-    assert contents(data, data.test) == {11: {"person", "cat"}, 12: set(), 13: {"bus"}, 14: set(), 15: {"car"}}
-    assert (len(data.train), len(data.val)) == (3, 1) and year in data.info["source"]
-    name = "val2014/COCO_val2014_000000000011.jpg" if year == "2014" else "val2017/000000000011.jpg"
-    assert samples.names(data.test)[0] == name
-
-
-def test_65_15_has_other_unseen_classes(tmp_path):
-    data = prepare(build(tmp_path), "--split", "65/15")
-    assert (len(data.labels.seen), len(data.labels.unseen)) == (65, 15)
-    train = {1: {"person", "car"}, 4: {"person", "dog"}, 6: {"bicycle"}, 7: {"car"}}
-    assert contents(data, data.train, data.val) == train
-    assert contents(data, data.test) == {11: {"person", "cat"}, 12: set(), 13: {"bus"}, 14: {"hot dog"}, 15: {"car"}}
+@pytest.mark.parametrize("options, sizes, dogs", [
+    ("--year 2014", (48, 17), []), ("--year 2017", (48, 17), []), ("--split 65/15", (65, 15), ["dog", "hot dog"]),
+])
+def test_both_years_and_splits_are_read(tmp_path, options, sizes, dogs):
+    year, start = ("2014", "COCO_val2014_") if "2014" in options else ("2017", "")
+    data = prepare(build(tmp_path, year), *options.split())
+    train = {1: {"person", "car"}, 4: {"person", *dogs[:1]}, 6: {"bicycle"}, 7: {"car"}}
+    assert contents(data, data.train, data.val) == train and (len(data.train), len(data.val)) == (3, 1)
+    assert contents(data) == {11: {"person", "cat"}, 12: set(), 13: {"bus"}, 14: {*dogs[1:]}, 15: {"car"}}
+    assert (len(data.labels.seen), len(data.labels.unseen)) == sizes and year in data.info["source"]
+    assert samples.names(data.test)[0] == f"val{year}/{start}000000000011.jpg"
 
 
 def test_each_image_goes_with_its_labels(tmp_path):
     data = prepare(build(tmp_path))
-    assert reds(data.test) == pytest.approx([10 * number for number in contents(data, data.test)], abs=3)
+    assert reds(data.test) == pytest.approx([10 * number for number in contents(data)], abs=3)
 
 
 def test_crowds_count(tmp_path):
-    data = prepare(build(tmp_path, crowd=1))
-    assert contents(data, data.test)[11] == {"person", "cat"}
+    assert contents(prepare(build(tmp_path, crowd=1)))[11] == {"person", "cat"}
 
 
 def test_limit_takes_the_first_of_each(tmp_path):
     data = prepare(build(tmp_path), "--limit", 4)
-    assert set(contents(data, data.train, data.val)) == {1, 4} and set(contents(data, data.test)) == {11, 12, 13, 14}
+    assert set(contents(data, data.train, data.val)) == {1, 4} and set(contents(data)) == {11, 12, 13, 14}
 
 
 def test_missing_images_are_left_out(tmp_path, capsys):
     root = build(tmp_path)
     (root / "val2017" / f"{11:012}.jpg").unlink()
     (root / "val2017" / f"{13:012}.jpg").write_bytes(red(130)[:-30])
-    data = prepare(root)
-    assert set(contents(data, data.test)) == {12, 14, 15}
+    assert set(contents(prepare(root))) == {12, 14, 15}
     assert "left out: 2 (1 missing, 1 truncated)" in capsys.readouterr().out
 
 
@@ -135,8 +121,6 @@ def test_only_ids_are_kept_of_annotations_and_names_of_images(tmp_path):
     rows, names = coco.read_instances(build(tmp_path) / "annotations" / "instances_val2017.json")
     assert rows == [(f"{i:012}.jpg", sorted(labels)) for i, labels in VAL.items()] and names == set(CLASSES)
 
-
-# ---- what is refused --------------------------------------------------------------------------------------------
 
 def edit(change, path):
     """Change the contents of a JSON file."""
@@ -152,8 +136,7 @@ NO_FOLDER = "there is no image folder .*unpack val2017.zip"
 FAULTS = {
     "no annotation file": (lambda f: f.unlink(), "there is no .*instances_val2017.json: --root is"),
     "damaged JSON": (lambda f: f.write_text(f.read_text()[:-100]), INVALID),
-    "empty file": (lambda f: f.write_text(""), INVALID),
-    "a list": (lambda f: f.write_text("[1, 2]"), INVALID),
+    "empty file": (lambda f: f.write_text(""), INVALID), "a list": (lambda f: f.write_text("[1, 2]"), INVALID),
     "another folder": (lambda f: (f.parents[1] / "val2017").rename(f.parents[1] / "val"), NO_FOLDER),
     "no annotations": (partial(edit, lambda c: c.pop("annotations")), INVALID + " .*annotations"),
     "captions": (partial(edit, lambda c: c.update(annotations=[CAPTION])), INVALID),
@@ -169,6 +152,4 @@ def test_a_fault_is_named(tmp_path, fault):
     root, (change, message) = build(tmp_path), FAULTS[fault]
     (tmp_path / "secret.jpg").write_bytes(red(10))
     change(root / "annotations" / "instances_val2017.json")
-    with pytest.raises(SystemExit, match=message):
-        prepare(root)
-    assert not (tmp_path / "out").exists()
+    refused(message, tmp_path / "out", prepare, root)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import samples
 from datasets import ClassLabel, Features, Image, Sequence, Value
-from samples import files, red
+from samples import files, red, refused
 
 from data_prep import hub, photos, writer
 
@@ -20,18 +20,12 @@ TEST = [["bird", "cat"], [], ["eel"], ["dog"], ["bird"]]
 SPLITS = {"train": TRAIN, "test": TEST}
 
 
-def as_objects(names):
-    """Each object twice."""
-    return {"objects": {"bbox": [[0.0, 1.0]] * (2 * len(names)), "category": [NAMES.index(n) for n in names] * 2}}
-
-
-def as_list_of_objects(names):
-    return {"objects": [{"bbox": [0.0, 1.0], "category": NAMES.index(n)} for n in names]}
-
-
 # Forms of labels: the features of their columns, and the cells of an image with some names.
+indices = lambda names: [NAMES.index(name) for name in names]
+as_objects = lambda names: {"objects": {"bbox": [[0.0, 1.0]] * (2 * len(names)), "category": 2 * indices(names)}}
+as_list_of_objects = lambda names: {"objects": [{"bbox": [0.0, 1.0], "category": i} for i in indices(names)]}
 NAME, BOX = ClassLabel(names=NAMES), Sequence(Value("float32"))
-CLASSES = {"labels": Sequence(NAME)}, lambda names: {"labels": [NAMES.index(n) for n in names] + [-1]}  # not annotated
+CLASSES = {"labels": Sequence(NAME)}, lambda names: {"labels": [*indices(names), -1]}  # not annotated
 WORDS = {"labels": Sequence(Value("string"))}, lambda names: {"labels": names}
 OBJECTS = {"objects": {"bbox": Sequence(BOX), "category": Sequence(NAME)}}, as_objects
 OLD_OBJECTS = {"objects": Sequence({"bbox": BOX, "category": NAME})}, as_objects
@@ -61,8 +55,7 @@ def parquet(folder, form=WORDS, **change):
 
 def saved(folder, form=WORDS):
     """A folder "set" that save_to_disk wrote."""
-    splits = {split: datasets.Dataset(table(split, form)) for split in SPLITS}
-    datasets.DatasetDict(splits).save_to_disk(folder / "set")
+    datasets.DatasetDict({split: datasets.Dataset(table(split, form)) for split in SPLITS}).save_to_disk(folder / "set")
     return folder / "set"
 
 
@@ -86,8 +79,9 @@ def read(monkeypatch):
     return read
 
 
-def contents(data, split):
-    """[(name of the image, its red channel rounded to 5, names of its labels)]."""
+def contents(data, split=None):
+    """[(name of the image, its red channel rounded to 5, names of its labels)], of test by default."""
+    split = split or data.test
     reds = [5 * round(value / 5) for value in samples.reds(split)]
     return [(name, value, labels) for value, (name, labels) in zip(reds, samples.contents(data, split).items())]
 
@@ -100,12 +94,9 @@ def expected(split, indices, known=frozenset(NAMES), name=None):
 
 CATEGORY = ("--labels-column", "objects.category")
 SETS = {
-    "saved classes": (saved, CLASSES, ()),
-    "saved names": (saved, WORDS, ()),
-    "parquet classes": (parquet, CLASSES, ()),
-    "parquet names": (parquet, WORDS, ()),
-    "objects": (parquet, OBJECTS, CATEGORY),
-    "saved objects": (saved, OBJECTS, CATEGORY),
+    "saved classes": (saved, CLASSES, ()), "parquet classes": (parquet, CLASSES, ()),
+    "saved names": (saved, WORDS, ()), "parquet names": (parquet, WORDS, ()),
+    "saved objects": (saved, OBJECTS, CATEGORY), "objects": (parquet, OBJECTS, CATEGORY),
     "sequence of objects": (parquet, OLD_OBJECTS, CATEGORY),
     "list of objects": (parquet, LIST_OF_OBJECTS, CATEGORY),
 }
@@ -118,18 +109,18 @@ def test_labels_are_read_in_every_form(script, tmp_path, name):
     assert (data.labels.seen, data.labels.unseen) == (["cat", "dog"], ["bird", "eel"])
     assert contents(data, data.train) == expected("train", [0, 1, 4, 5, 6, 7], ["cat", "dog"])  # 2, 3: no seen label
     assert contents(data, data.val) == expected("train", [8, 9], ["cat", "dog"], "val")
-    assert contents(data, data.test) == expected("test", range(5))
+    assert contents(data) == expected("test", range(5))
 
 
 def test_a_row_without_labels_has_none(script, tmp_path):
     data = script(parquet(tmp_path, change=lambda split, i, row: row | {"labels": row["labels"] or None}))
-    assert contents(data, data.test)[1] == ("test 1", shade("test", 1), set())
+    assert contents(data)[1] == ("test 1", shade("test", 1), set())
 
 
 def test_limit_takes_the_first_of_each(script, tmp_path):
     data = script(parquet(tmp_path), "--limit", 5)
-    assert samples.names(data.train) + samples.names(data.val) == ["train 0", "train 1", "val 4"]
-    assert len(data.test) == 5
+    names = [samples.names(split) for split in (data.train, data.val)]
+    assert names == [["train 0", "train 1"], ["val 4"]] and len(data.test) == 5
 
 
 def test_limit_reads_no_image_behind_it(script, tmp_path, read):
@@ -143,7 +134,7 @@ def test_other_names_of_splits_and_columns(script, tmp_path):
     datasets.DatasetDict({"a": renamed["train"], "b": renamed["test"]}).save_to_disk(tmp_path / "renamed")
     columns = ("--image-column", "photo", "--labels-column", "tags")
     data = script(tmp_path / "renamed", "--train-split", "a", "--test-split", "b", *columns)
-    assert contents(data, data.test) == expected("test", range(5))
+    assert contents(data) == expected("test", range(5))
 
 
 def test_hold_out_draws_by_seed(tmp_path):
@@ -161,49 +152,35 @@ def test_a_folder_of_images_and_metadata_is_read(script, tmp_path):
             (tmp_path / "set" / split / f"{i}.png").write_bytes(red(shade(split, i), "PNG"))
         lines = [json.dumps({"file_name": f"{i}.png", "labels": names}) for i, names in enumerate(images)]
         (tmp_path / "set" / split / "metadata.jsonl").write_text("\n".join(lines))
-    data = script(tmp_path / "set")
-    assert contents(data, data.test) == expected("test", range(5))
+    assert contents(script(tmp_path / "set")) == expected("test", range(5))
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------
 
 NEITHER, NO_LIST, NO_IMAGES = "neither names nor classes", "there is no list of labels", "is not a column of images"
+CELL = {"photo": {"bytes": red(0, "PNG"), "path": None}}  # without the feature Image
+RAW = {"photo": {"bytes": Value("binary"), "path": Value("string")}} | WORDS[0], lambda names: CELL | {"labels": names}
 
 
-@pytest.mark.parametrize(
-    "form, option, message",
-    [
-        (({"labels": Sequence(Value("int64"))}, CLASSES[1]), "", f"the labels of 'labels' are .*, {NEITHER}"),
-        (({"labels": Sequence(Value("float32"))}, lambda names: {"labels": [0.5]}), "", NEITHER),
-        (({"labels": Value("string")}, lambda names: {"labels": "cat"}), "", f"{NO_LIST} 'labels'"),
-        (({"labels": NAME}, lambda names: {"labels": 1}), "", f"{NO_LIST} 'labels'"),
-        (WORDS, "--labels-column tags", f"{NO_LIST} 'tags': choose --labels-column among image, labels"),
-        (WORDS, "--labels-column labels.category", f"{NO_LIST} 'labels.category'"),
-        (WORDS, "--labels-column image", f"{NO_LIST} 'image'"),
-        (OBJECTS, "--labels-column objects", f"{NO_LIST} 'objects'"),
-        (WORDS, "--image-column labels", f"'labels' {NO_IMAGES}: choose --image-column among image, labels"),
-        (WORDS, "--image-column photo", f"'photo' {NO_IMAGES}"),
-        (WORDS, "--test-split validation", "validation"),
-    ],
-)
+@pytest.mark.parametrize("form, option, message", [
+    (({"labels": Sequence(Value("int64"))}, CLASSES[1]), "", f"the labels of 'labels' are .*, {NEITHER}"),
+    (({"labels": Sequence(Value("float32"))}, lambda names: {"labels": [0.5]}), "", NEITHER),
+    (({"labels": Value("string")}, lambda names: {"labels": "cat"}), "", f"{NO_LIST} 'labels'"),
+    (({"labels": NAME}, lambda names: {"labels": 1}), "", f"{NO_LIST} 'labels'"),
+    (WORDS, "--labels-column tags", f"{NO_LIST} 'tags': choose --labels-column among image, labels"),
+    (WORDS, "--labels-column labels.category", f"{NO_LIST} 'labels.category'"),
+    (WORDS, "--labels-column image", f"{NO_LIST} 'image'"),
+    (OBJECTS, "--labels-column objects", f"{NO_LIST} 'objects'"),
+    (WORDS, "--image-column labels", f"'labels' {NO_IMAGES}: choose --image-column among image, labels"),
+    (WORDS, "--image-column photo", f"'photo' {NO_IMAGES}"), (RAW, "--image-column photo", f"'photo' {NO_IMAGES}"),
+    (WORDS, "--test-split validation", "validation"),
+])
 def test_a_wrong_column_or_split_is_a_message(script, tmp_path, form, option, message):
-    source = parquet(tmp_path, form)
-    with pytest.raises(SystemExit, match=message):
-        script(source, *option.split())
-    assert not (tmp_path / "out").exists()
+    refused(message, tmp_path / "out", script, parquet(tmp_path, form), *option.split())
 
 
 def test_a_split_that_a_saved_data_set_lacks_is_a_message(script, tmp_path):
-    with pytest.raises(SystemExit, match="validation"):
-        script(saved(tmp_path), "--test-split", "validation")
-
-
-def test_bytes_that_are_no_column_of_images_are_refused(script, tmp_path):
-    """A column of {"bytes", "path"} without the feature Image."""
-    photo = {"photo": {"bytes": Value("binary"), "path": Value("string")}}
-    source = parquet(tmp_path, (photo | WORDS[0], WORDS[1]), change=lambda split, i, row: row | {"photo": row["image"]})
-    with pytest.raises(SystemExit, match="'photo' is not a column of images"):
-        script(source, "--image-column", "photo")
+    refused("validation", tmp_path / "out", script, saved(tmp_path), "--test-split", "validation")
 
 
 def replacing(place, cell):
@@ -212,11 +189,8 @@ def replacing(place, cell):
 
 
 OUTSIDE = {
-    "a path": "{secret}",
-    "a path upwards": "{set}/../secret.png",
-    "a URL of a file": "file://{secret}",
-    "a relative path": "../secret.png",
-    "a web page": "http://127.0.0.1:9/secret.png",
+    "a path": "{secret}", "a path upwards": "{set}/../secret.png", "a link that leads outside": "{set}/link.png",
+    "a relative path": "../secret.png", "a URL": "file://{secret}", "a web page": "http://127.0.0.1:9/secret.png",
     "a file that claims to be of the hub": "{secret}::hf://datasets/a/b",
     "a URL that claims to be of the hub": "file://{secret}::hf://datasets/a/b",
 }
@@ -229,29 +203,19 @@ def test_an_image_outside_the_data_set_is_never_read(script, tmp_path, monkeypat
     secret.write_bytes(red(200, "PNG"))
     path = OUTSIDE[place].format(secret=secret, set=tmp_path / "set")
     source = parquet(tmp_path, change=replacing(2, {"bytes": None, "path": path}))
+    (source / "link.png").symlink_to(secret)
     monkeypatch.setattr(hub.fsspec, "open", lambda name, *rest: opened.append(name) or open(secret, "rb"))
     monkeypatch.chdir(source if inside else tmp_path)
-    with pytest.raises(SystemExit, match="the data set names an image outside its folder"):
-        script(source)
-    assert opened == [] and not (tmp_path / "out").exists()
-
-
-def test_a_link_that_leads_outside_is_not_followed(script, tmp_path):
-    (tmp_path / "secret.png").write_bytes(red(200, "PNG"))
-    source = parquet(tmp_path, change=replacing(2, {"bytes": None, "path": str(tmp_path / "set" / "link.png")}))
-    (source / "link.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(SystemExit, match="outside its folder"):
-        script(source)
+    refused("the data set names an image outside its folder", tmp_path / "out", script, source)
+    assert opened == []
 
 
 # ---- images that cannot be used ---------------------------------------------------------------------------------
 
 UNUSABLE = {
     "cut": ({"bytes": red(0, "PNG")[:-40], "path": None}, ["unreadable", "truncated"]),
-    "text": ({"bytes": b"a cat", "path": None}, ["unreadable"]),
-    "empty": ({"bytes": b"", "path": None}, ["empty"]),
-    "neither bytes nor path": ({"bytes": None, "path": None}, ["empty"]),
-    "none": (None, ["empty"]),
+    "text": ({"bytes": b"a cat", "path": None}, ["unreadable"]), "empty": ({"bytes": b"", "path": None}, ["empty"]),
+    "neither bytes nor path": ({"bytes": None, "path": None}, ["empty"]), "none": (None, ["empty"]),
 }
 
 
@@ -259,9 +223,8 @@ UNUSABLE = {
 def test_a_corrupt_image_is_counted(script, tmp_path, name):
     cell, reasons = UNUSABLE[name]
     data = script(parquet(tmp_path, change=replacing(3, cell)))
-    assert contents(data, data.test) == expected("test", [0, 1, 2, 4])
     ((found, count),) = data.info["left_out"].items()
-    assert found in reasons and count == 1
+    assert contents(data) == expected("test", [0, 1, 2, 4]) and found in reasons and count == 1
     assert (tmp_path / "out" / "left_out.csv").read_text().splitlines()[1].startswith(f"test,test 3,{found},")
 
 
@@ -297,13 +260,11 @@ def test_a_stopped_run_goes_on(script, tmp_path, stumbles, name):
     script(tmp_path / "set", out="undisturbed")
     stumbles(name)
     script(tmp_path / "set")
-    one = files(tmp_path / "out")
-    assert len(one) > 10 and one == files(tmp_path / "undisturbed")
+    assert len(files(tmp_path / "out")) > 10 and files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
 def test_a_later_shard_skips_what_is_there(script, tmp_path, stumbles, read):
     """A run that goes on asks for the images that lack, not for those that are there."""
     stumbles("test 4")
     read.clear()
-    data = script(tmp_path / "set")
-    assert read == [4] and contents(data, data.test) == expected("test", range(5))
+    assert contents(script(tmp_path / "set")) == expected("test", range(5)) and read == [4]

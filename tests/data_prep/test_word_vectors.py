@@ -10,30 +10,24 @@ from data_prep.word_vectors import captions, cooccurrences, factorise, name_vect
 
 
 def test_counts_of_words_in_one_caption():
-    place = {"a": 0, "b": 1, "c": 2}
-    counts = cooccurrences([["a", "b"], ["b", "a", "b"], ["c"], ["a", "c"]], place)  # a repeated word counts once
+    texts = [["a", "b"], ["b", "a", "b"], ["c"], ["a", "c"]]  # a repeated word counts once
+    counts = cooccurrences(texts, {"a": 0, "b": 1, "c": 2})
     assert counts.tolist() == [[0, 2, 1], [2, 0, 0], [1, 0, 0]]
 
 
 def test_ppmi_by_hand():
-    counts = np.array([[0, 2.0, 1], [2, 0, 0], [1, 0, 0]])
-    found = ppmi(counts, smoothing=0.75)
-    context = np.array([3, 2, 1]) ** 0.75
-    context /= context.sum()
-    p = lambda i, j: counts[i, j] / 6
-    word = [3 / 6, 2 / 6, 1 / 6]
+    counts, word = np.array([[0, 2.0, 1], [2, 0, 0], [1, 0, 0]]), np.array([3, 2, 1]) / 6
+    found, context = ppmi(counts, smoothing=0.75), word**0.75 / (word**0.75).sum()
     for i, j in ((0, 1), (0, 2), (1, 0), (2, 0)):
-        assert found[i, j] == pytest.approx(max(0, np.log(p(i, j) / (word[i] * context[j]))))
+        assert found[i, j] == pytest.approx(max(0, np.log(counts[i, j] / 6 / (word[i] * context[j]))))
     assert (found >= 0).all() and found[0, 0] == found[1, 2] == 0
 
 
 def test_the_factors_are_the_best_of_their_width():
-    rng = np.random.default_rng(0)
-    factor = rng.normal(size=(9, 3))
+    factor = np.random.default_rng(0).normal(size=(9, 3))
     matrix = factor @ factor.T  # of rank 3, symmetric and without negative eigenvalues
     rows = factorise(matrix, 3)
-    assert rows.shape == (9, 3) and np.allclose(rows @ rows.T, matrix)
-    assert factorise(matrix, 2).shape == (9, 2)
+    assert rows.shape == (9, 3) and np.allclose(rows @ rows.T, matrix) and factorise(matrix, 2).shape == (9, 2)
 
 
 def test_vectors_know_what_occurs_together():
@@ -47,10 +41,9 @@ def test_vectors_know_what_occurs_together():
 
 
 def test_the_file_is_one_of_label_vectors(tmp_path, capsys):
-    out = tmp_path / "words.npz"
-    run(word_vectors, "--out", out, "--captions", 30000, "--width", 16)
+    run(word_vectors, "--out", tmp_path / "words.npz", "--captions", 30000, "--width", 16)
     assert "1006 names, 16 dimensions, from 30000 captions" in capsys.readouterr().out
-    assert load_label_embeddings(out, ["tiger", "pizza"]).shape == (2, 16)
+    assert load_label_embeddings(tmp_path / "words.npz", ["tiger", "pizza"]).shape == (2, 16)
 
 
 def test_names_that_are_in_no_caption_are_named(tmp_path, capsys):

@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 INFO = {"seen": ["red", "blue"], "unseen": ["green"], "source": "numbers", "licence": "none"}
 SIZES = {"train": 5, "val": 2, "test": 3}
 FIRST = {"train": 0, "val": 100, "test": 200}  # the number of each split's first item
+ALL = [f"{split}{i}" for split, n in SIZES.items() for i in range(n)]
+AGAIN = dict.fromkeys(ALL, 1) | {"test0": 2, "test1": 2}  # how often each is made where test1 stops the first run
 GONE = [("train", "gone.jpg", "missing", "")]
 
 
@@ -52,40 +54,31 @@ def out(tmp_path):
 
 
 @pytest.fixture
-def log(tmp_path):
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def call(tmp_path, log, monkeypatch):
+def call(tmp_path, monkeypatch):
     """call(out, ...) writes ten small images in shards of two."""
-    log.mkdir()
+    (tmp_path / "log").mkdir()
     monkeypatch.setattr(writer, "SHARD", 2)
 
     def call(out="out", info=INFO, sizes=SIZES, workers=1, broken=(), stop=None, **rest):
         items = {split: [(f"{split}{i}", FIRST[split] + i) for i in range(n)] for split, n in sizes.items()}
-        make = partial(row, log=log, broken=broken, stop=stop)
+        make = partial(row, log=tmp_path / "log", broken=broken, stop=stop)
         return writer.write(tmp_path / out, info, items, make, workers, **rest)
 
     return call
 
 
-def calls(log):
+def calls(folder):
     """{name of an item: how often it was made}."""
-    return {path.name: path.stat().st_size for path in log.iterdir()}
+    return {path.name: path.stat().st_size for path in (folder / "log").iterdir()}
 
 
 # ---- layout -----------------------------------------------------------------------------------------------------
 
-def test_load_from_disk_opens_the_folder(call, out):
+def test_load_from_disk_and_load_data_open_the_folder(call, out):
     assert call() == SIZES
     opened = datasets.load_from_disk(out)
     assert opened.num_rows == SIZES and opened["train"].features == writer.FEATURES
     assert opened["test"]["labels"] == [[200 % 3], [201 % 3], [202 % 3]] and str(opened["test"].split) == "test"
-
-
-def test_load_data_opens_the_folder(call, out):
-    call()
     data = load_data(out)
     assert data.labels.names == ["red", "blue", "green"]
     assert data.info["images"] == SIZES and data.info["left_out"] == {}
@@ -107,14 +100,13 @@ def test_the_number_of_workers_changes_no_byte(call, tmp_path):
     assert "left_out.csv" in one and one == files(tmp_path / "two")
 
 
-def test_nothing_but_the_data_set_is_left(call, tmp_path, out, log):
+def test_nothing_but_the_data_set_is_left(call, tmp_path, out):
     call()
     expected = {"labels.json", "dataset_dict.json"}
     for split, count in (("train", 3), ("val", 1), ("test", 2)):
-        expected |= {f"{split}/dataset_info.json", f"{split}/state.json"}
-        expected |= {f"{split}/data-{i:05}-of-{count:05}.arrow" for i in range(count)}
-    assert set(files(out)) == expected
-    assert {p.name for p in tmp_path.iterdir()} == {"out", "log"}
+        shards = [f"data-{i:05}-of-{count:05}.arrow" for i in range(count)]
+        expected |= {f"{split}/{name}" for name in ("dataset_info.json", "state.json", *shards)}
+    assert set(files(out)) == expected and {p.name for p in tmp_path.iterdir()} == {"out", "log"}
 
 
 def test_an_empty_split_opens(call, out):
@@ -142,13 +134,12 @@ def test_load_gives_what_make_is_called_with(call, out):
 
 # ---- a folder that is there -------------------------------------------------------------------------------------
 
-def test_equal_info_does_nothing(call, out, log, capsys):
+def test_equal_info_does_nothing(call, tmp_path, out, capsys):
     call()
     before = changes(out)
     capsys.readouterr()
-    assert call() == SIZES
-    assert capsys.readouterr().out == "out is ready\n" and changes(out) == before
-    assert set(calls(log).values()) == {1}
+    assert call() == SIZES and capsys.readouterr().out == "out is ready\n"
+    assert changes(out) == before and set(calls(tmp_path).values()) == {1}
 
 
 def test_other_info_is_refused(call, out):
@@ -164,7 +155,7 @@ def test_replace_names_the_source_that_may_be_replaced(call, out):
     other = INFO | {"licence": "mine"}
     with pytest.raises(FileExistsError):
         call(info=other, replace="letters")
-    call(info=other, sizes={"train": 1, "val": 1, "test": 1}, replace="numbers")
+    call(info=other, sizes=dict.fromkeys(SIZES, 1), replace="numbers")
     data = load_data(out)
     assert data.info["licence"] == "mine" and len(data.train) == 1
 
@@ -193,15 +184,11 @@ def test_an_empty_folder_is_used(call, out):
 
 # ---- what is left out -------------------------------------------------------------------------------------------
 
-def test_what_is_left_out_is_listed(call, out):
+def test_what_is_left_out_is_listed_and_counted(call, out, capsys):
     assert call(broken=(1, 201), left_out=GONE) == {"train": 4, "val": 2, "test": 2}
     header, gone, *odd = (out / "left_out.csv").read_bytes().decode().splitlines()
     assert (header, gone) == ("split,image,reason,detail", "train,gone.jpg,missing,")
     assert odd == ["train,train1,odd,it is 1", "test,test1,odd,it is 201"]
-
-
-def test_what_is_left_out_is_counted(call, out, capsys):
-    call(broken=(1, 201), left_out=GONE)
     info = json.loads((out / "labels.json").read_text())
     assert info["left_out"] == {"odd": 2, "missing": 1} and info["images"] == {"train": 4, "val": 2, "test": 2}
     assert "out: 4 train, 2 val, 2 test images kept; left out: 3 (2 odd, 1 missing)" in capsys.readouterr().out
@@ -215,26 +202,24 @@ def test_nothing_left_out_is_said_too(call, out, capsys):
 def test_too_much_left_out_is_an_error(call, tmp_path, out):
     with pytest.raises(ValueError, match=r"2 of 10 images \(20 %\).*--max-missing 19"):
         call(broken=(1, 201), max_missing=19)
-    assert not out.exists()
-    assert len((tmp_path / "out.partial" / "left_out.csv").read_text().splitlines()) == 3
+    assert not out.exists() and len((tmp_path / "out.partial" / "left_out.csv").read_text().splitlines()) == 3
 
 
 def test_the_limit_itself_is_allowed(call):
     assert call(broken=(1, 201), max_missing=20) == {"train": 4, "val": 2, "test": 2}
 
 
-def test_too_much_missing_is_an_error_before_the_work(call, log):
+def test_too_much_missing_is_an_error_before_the_work(call, tmp_path):
     with pytest.raises(ValueError, match="1 of 11 images"):
         call(left_out=GONE, max_missing=0)
-    assert calls(log) == {}
+    assert calls(tmp_path) == {}
 
 
-def test_a_higher_limit_makes_only_the_shard_with_what_was_left_out_again(call, tmp_path, log):
+def test_a_higher_limit_makes_only_the_shard_with_what_was_left_out_again(call, tmp_path):
     with pytest.raises(ValueError):
         call(broken=(1,), max_missing=0)
     assert call(broken=(1,), max_missing=50)["train"] == 4
-    made = calls(log)
-    assert len(made) == 10 and {name for name, times in made.items() if times > 1} == {"train0", "train1"}
+    assert calls(tmp_path) == {name: 1 + (name in ("train0", "train1")) for name in ALL}
 
 
 # ---- a stop -----------------------------------------------------------------------------------------------------
@@ -249,22 +234,12 @@ def test_an_error_leaves_no_data_set(call, tmp_path, out, workers):
             load_data(tmp_path / name)
 
 
-def test_the_next_call_makes_only_what_lacks(call, tmp_path, out, log):
+@pytest.mark.parametrize("info, made", [(INFO, AGAIN), (INFO | {"seed": 1}, {"train0": 2})])
+def test_the_next_call_makes_only_what_lacks_and_uses_no_shard_of_another_data_set(call, tmp_path, out, info, made):
     with pytest.raises(RuntimeError):
         call(stop=201)
-    assert call() == SIZES
-    again = {"test0", "test1"}  # the shard that stopped
-    assert calls(log) == {f"{s}{i}": 1 + (f"{s}{i}" in again) for s, n in SIZES.items() for i in range(n)}
-    call("undisturbed")
-    assert files(out) == files(tmp_path / "undisturbed")
-
-
-def test_the_shards_of_another_data_set_are_not_used(call, tmp_path, out, log):
-    with pytest.raises(RuntimeError):
-        call(stop=201)
-    call(info=INFO | {"seed": 1})
-    assert calls(log)["train0"] == 2
-    call("undisturbed", info=INFO | {"seed": 1})
+    assert call(info=info) == SIZES and calls(tmp_path) | made == calls(tmp_path)
+    call("undisturbed", info=info)
     assert files(out) == files(tmp_path / "undisturbed")
 
 
@@ -293,27 +268,25 @@ def test_the_lock_is_held_until_the_folder_has_its_name(call, monkeypatch):
     assert codes == [1]  # the other process did not get it
 
 
-def test_a_run_that_waited_finds_the_data_set_ready(call, tmp_path, log, monkeypatch, capsys):
+def test_a_run_that_waited_finds_the_data_set_ready(call, tmp_path, monkeypatch, capsys):
     def wait(path, timeout):
         monkeypatch.setattr(writer, "FileLock", filelock.FileLock)
         call()  # the run that was waited for
         return filelock.FileLock(path, timeout=timeout)
 
     monkeypatch.setattr(writer, "FileLock", wait)
-    assert call() == SIZES
-    assert set(calls(log).values()) == {1} and "out is ready" in capsys.readouterr().out
+    assert call() == SIZES and set(calls(tmp_path).values()) == {1} and "out is ready" in capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} == {"out", "log"}
 
 
-def test_a_stop_before_the_renaming_loses_no_work(call, tmp_path, log, monkeypatch):
+def test_a_stop_before_the_renaming_loses_no_work(call, tmp_path, monkeypatch):
     def fail(self, target):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(Path, "rename", fail)
-        with pytest.raises(OSError):
-            call()
-    assert call() == SIZES and set(calls(log).values()) == {1}
+        call()
+    assert call() == SIZES and set(calls(tmp_path).values()) == {1}
 
 
 @pytest.mark.parametrize("name", ["plan.json", "data-00001-of-00003.arrow", "labels.json"])
@@ -327,11 +300,10 @@ def test_a_full_disk_ends_with_its_error(call, out, monkeypatch, name):
 
     fork = multiprocessing.get_context("fork")  # so that a worker has `full`
     pool = partial(writer.ProcessPoolExecutor, mp_context=fork)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(OSError) as error:
         patch.setattr(writer, "_flush", full)
         patch.setattr(writer, "ProcessPoolExecutor", pool)
-        with pytest.raises(OSError) as error:
-            call()
+        call()
     assert error.value.errno == errno.ENOSPC and not out.exists()
     assert call() == SIZES and len(load_data(out).train) == 5
 
@@ -351,8 +323,8 @@ def album(tmp_path_factory):
             (root / "photos" / f"{k}.jpg").write_bytes(data)
     lines = [f"{i}.jpg,{'abcdefghij'[i % 10]}" for i in range(count)]
     (root / "labels.csv").write_text("\n".join(["image,labels", *lines]))
-    arguments = ["--images", root / "photos", "--labels", root / "labels.csv"]
-    arguments += ["--hold-out", "0.2", "--size", "200", "--workers", "2"]
+    options = "--hold-out 0.2 --size 200 --workers 2".split()
+    arguments = ["--images", root / "photos", "--labels", root / "labels.csv", *options]
     run(folder, *arguments, "--out", root / "undisturbed")
     return arguments, files(root / "undisturbed")
 
