@@ -111,7 +111,7 @@ def test_the_average_follows_the_weights():
 
 
 def test_a_frozen_tower_is_shared_with_the_average_and_stays(batch):
-    trainer, before = make(), ImageTower("mini").trunk.state_dict()
+    trainer, before = make(), copy.deepcopy(ImageTower("mini").trunk.state_dict())
     for _ in range(3):
         trainer.step(*batch)
     assert trainer.average.module.tower is trainer.model.tower and not trainer.model.tower.training

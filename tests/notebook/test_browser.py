@@ -89,9 +89,8 @@ def lab(playwright, tmp_path_factory):
     """Notebook 05, opened in JupyterLab and run from top to bottom."""
     folder, root = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("root")
     notebook = nbformat.read(ROOT / "notebooks" / "05_evaluate.ipynb", nbformat.NO_CONVERT)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.outputs, cell.execution_count = [], None
     nbformat.write(notebook, root / "05_evaluate.ipynb")
     options = ["--no-browser", "--allow-root", "--port=PORT", "--port-retries=0", "--IdentityProvider.token=TOKEN"]
     options += [f"--ServerApp.root_dir={root}", f"--ServerApp.tornado_settings={UPLOADS}"]

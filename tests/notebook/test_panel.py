@@ -252,12 +252,9 @@ def test_an_image_of_a_worst_label_is_opened(panel):
     assert shown(panel) == LABELS.names[:TOP]
 
 
-def test_labels_that_never_occur():
+def test_a_data_set_without_positives_or_without_unseen_labels():
     panel = Panel(FakePredictor(), FakeSplit(torch.zeros_like(TARGETS)), LABELS, RAW)
     assert "no label of this ranking occurs" in panel.message.value
-
-
-def test_a_data_set_without_unseen_labels():
     panel = Panel(FakePredictor(), FakeSplit(), LabelSpace(LABELS.names, []), RAW)
     put(panel, asked="new", ranking="zsl")
     assert "no unseen labels" in panel.message.value

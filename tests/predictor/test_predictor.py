@@ -196,8 +196,8 @@ def test_the_command_prints_json(predictor, tiny, tiny_run, tmp_path, capsys):
     for i, path in enumerate(paths[:2]):
         tiny.test.image(i).save(path)
     (tmp_path / "names.txt").write_text("pizza\nkey\n")
-    arguments = paths[0], paths[2], paths[1], "--json", "--labels", f"@{tmp_path}/names.txt"
-    code, printed = run(capsys, tiny_run[0], *arguments)
+    labels = f"@{tmp_path}/names.txt"
+    code, printed = run(capsys, tiny_run[0], paths[0], paths[2], paths[1], "--json", "--labels", labels)
     rows = json.loads(printed.out)
     assert code == 1 and "no.png cannot be read" in printed.err and [r["image"] for r in rows] == [*map(str, paths[:2])]
     for i, row in enumerate(rows):

@@ -76,8 +76,7 @@ def test_a_step_in_parts_or_compiled_is_the_same_step(settings, batch, alpha, ch
 
 
 def test_the_alignment_loss_of_parts_is_their_mean(settings, batch):
-    tokens, _, sentences, targets = batch
-    trainer, expected = make(settings, accumulate=5), 0.0
+    (tokens, _, sentences, targets), trainer, expected = batch, make(settings, accumulate=5), 0.0
     for part in torch.arange(B).tensor_split(5):
         with torch.no_grad():
             _, image, text = trainer.model(tokens[part], torch.randn(1, D), sentences[part])
@@ -88,10 +87,9 @@ def test_the_alignment_loss_of_parts_is_their_mean(settings, batch):
 
 def test_a_rehearsal_leaves_no_trace(settings, batch, tmp_path):
     tower = ImageTower("timm:test_resnet", timm_weights("test_resnet", tmp_path / "t.safetensors"))  # batch statistics
-    config = settings(tmp_path, train_image_tower=True)
-    trainer = AcceleratedTrainer(CLIPDecoder(tower, torch.zeros(1, D), S, 16, True), config, 10)
-    before = copy.deepcopy(trainer.state())
-    arguments = ([torch.randn(B, 3, 64, 64)], *batch[1:])
+    model = CLIPDecoder(tower, torch.zeros(1, D), S, 16, True)
+    trainer = AcceleratedTrainer(model, settings(tmp_path, train_image_tower=True), 10)
+    before, arguments = copy.deepcopy(trainer.state()), ([torch.randn(B, 3, 64, 64)], *batch[1:])
     trainer.rehearse(*arguments)
     after = trainer.state()
     assert all(torch.equal(before[p][k], after[p][k]) for p in ("model", "average") for k in before[p])

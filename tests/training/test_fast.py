@@ -45,8 +45,7 @@ def test_gradients_are_those_of_the_plain_head(heads, tokens):
 
 
 def test_a_swapped_head_is_of_its_kind_and_can_be_copied(heads):
-    plain, swapped = heads
-    again = copy.deepcopy(swapped)
+    (plain, swapped), again = heads, copy.deepcopy(heads[1])
     assert isinstance(swapped, type(plain)) and type(swapped).__name__ == type(plain).__name__
     assert type(again) is type(swapped) and isinstance(again.dropout, FasterDropout) and again.dropout.p == 0.2
     assert again.state_dict().keys() == plain.state_dict().keys()
