@@ -1,4 +1,4 @@
-"""What the tests share: a small prepared data set and a short run on it. Nothing here or in the tests needs a network."""
+"""What the tests share: a small prepared data set and a short run on it. Nothing in the tests needs a network."""
 
 import os
 
@@ -22,7 +22,8 @@ def seeded():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A small emoji data set, opened."""
-    return clipdec.load_data(emoji_scenes.prepare(tmp_path_factory.mktemp("data") / "tiny", seed=0, sizes=TINY, workers=1))
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    return clipdec.load_data(emoji_scenes.prepare(folder, seed=0, sizes=TINY, workers=1))
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +31,8 @@ def settings(tiny):
     """settings(out_dir, **changes): the Config of a short run on `tiny`."""
 
     def make(out_dir, **changes):
-        short = {"data": str(tiny.folder), "embed_dim": 16, "epochs": 1, "batch_size": 32, "label_samples": 16, "device": "cpu"}
-        return clipdec.Config(out_dir=str(out_dir), **short | changes)
+        short = {"embed_dim": 16, "epochs": 1, "batch_size": 32, "label_samples": 16, "device": "cpu"}
+        return clipdec.Config(out_dir=str(out_dir), **{"data": str(tiny.folder)} | short | changes)
 
     return make
 

@@ -1,4 +1,4 @@
-"""Notebooks with other parameters than their defaults (their defaults run under --nbval): photos with labels of one's own."""
+"""Notebooks with other parameters than their defaults, which run under --nbval: photos with labels of one's own."""
 
 import json
 import subprocess
@@ -14,7 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
-COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 50, 200), "white": (240, 240, 240), "black": (10, 10, 10), "red roof": (180, 60, 50)}
+COLOURS = {
+    "red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 50, 200), "white": (240, 240, 240),
+    "black": (10, 10, 10), "red roof": (180, 60, 50),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +27,22 @@ def photos(tmp_path_factory):
     rows = ["image,labels"]
     for i in range(60):
         names = sorted(rng.choice(list(COLOURS), rng.integers(1, 3), replace=False))
-        picture = np.concatenate([np.full((40, 60 // len(names), 3), COLOURS[n]) for n in names], axis=1) + rng.normal(0, 8, (40, 60, 3))
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
+        stripes = np.concatenate([np.full((40, 60 // len(names), 3), COLOURS[n]) for n in names], axis=1)
+        picture = (stripes + rng.normal(0, 8, (40, 60, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{i}.jpg")
         rows.append(f"{i}.jpg,{';'.join(names)}")
     (folder / "labels.csv").write_text("\n".join(rows))
     (folder / "unseen.txt").write_text("red\nwhite\n")
-    command = ["--images", folder, "--labels", folder / "labels.csv", "--unseen", folder / "unseen.txt", "--out", folder / "data", "--size", "32"]
-    subprocess.run([sys.executable, "-m", "data_prep.folder", *command], check=True, cwd=ROOT)
+    given = ["--images", folder, "--labels", folder / "labels.csv", "--unseen", folder / "unseen.txt", "--size", "32"]
+    command = [sys.executable, "-m", "data_prep.folder", *given, "--out", folder / "data"]
+    subprocess.run(command, check=True, cwd=ROOT)
     return folder / "data"
 
 
 def run(name, out, **parameters):
     path = next((ROOT / "notebooks").glob(f"{name}_*.ipynb"))
-    return papermill.execute_notebook(str(path), str(out), {k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()}, cwd=str(ROOT), progress_bar=False)
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()}
+    return papermill.execute_notebook(str(path), str(out), given, cwd=str(ROOT), progress_bar=False)
 
 
 def printed(notebook):

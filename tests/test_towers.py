@@ -16,8 +16,8 @@ from clipdec.training.tokens import tower_key
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
 SMALL = {  # an open_clip ResNet as RN50 is one, and a ViT with a class token, both too small to be of use
-    "clipdec-test-rn": {"embed_dim": 12, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}, "text_cfg": TEXT},
-    "clipdec-test-vit": {"embed_dim": 12, "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}, "text_cfg": TEXT},
+    "clipdec-test-rn": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+    "clipdec-test-vit": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8},
 }
 
 
@@ -36,7 +36,8 @@ def pixels(mini):
 def small_clips(tmp_path_factory):
     """{model name: (open_clip model with random weights, safetensors file of them)}."""
     folder, clips = tmp_path_factory.mktemp("open_clip"), {}
-    for name, config in SMALL.items():
+    for name, vision in SMALL.items():
+        config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": TEXT}
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
     for name in SMALL:
@@ -119,7 +120,7 @@ def test_open_clip_from_a_file(small_clips, name, grid, channels):
     tower = ImageTower(f"open_clip:{name}/{path}")
     for key, value in model.visual.state_dict().items():
         assert torch.equal(tower.trunk.state_dict()[key], value), key
-    x = torch.randn(3, 3, *[SMALL[name]["vision_cfg"]["image_size"]] * 2)
+    x = torch.randn(3, 3, *[SMALL[name]["image_size"]] * 2)
     tokens, vectors = tower(x)
     assert tower.grid == grid and tokens.shape == (3, grid[0] * grid[1], channels) and tower.num_features == channels
     torch.testing.assert_close(vectors, model.encode_image(x), rtol=0, atol=1e-5)
@@ -140,8 +141,8 @@ def test_open_clip_resnet_tokens_are_the_last_feature_map(small_clips):
 def test_open_clip_files_that_cannot_be_loaded(small_clips, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "pickled.pt")
-    files = [tmp_path / "broken.safetensors", tmp_path / "pickled.pt", tmp_path / "missing.pt", small_clips["clipdec-test-rn"][1]]
-    for path in files:  # the last holds the weights of another model
+    files = [tmp_path / name for name in ("broken.safetensors", "pickled.pt", "missing.pt")]
+    for path in [*files, small_clips["clipdec-test-rn"][1]]:  # the last holds the weights of another model
         with pytest.raises(ValueError, match="weights of .* cannot be loaded"):
             load_clip(f"open_clip:clipdec-test-vit/{path}")
     assert not (tmp_path / "sprung").exists()
@@ -168,8 +169,13 @@ def test_image_weights_are_for_timm(tmp_path):
 # ---- timm -------------------------------------------------------------------------------------------------------
 
 
-# a ViT with a class token, networks whose last stage is followed by a convolution, channels last, tokens without a norm of intermediates
-@pytest.mark.parametrize("model_name", ["test_vit", "resnet10t", "mobilenetv3_small_050", "test_efficientnet", "swin_tiny_patch4_window7_224", "hiera_tiny_224"])
+KINDS = [  # with a class token; plain; a convolution after the last stage, twice; channels last; no norm inside
+    "test_vit", "resnet10t", "mobilenetv3_small_050", "test_efficientnet", "swin_tiny_patch4_window7_224",
+    "hiera_tiny_224",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model_name", KINDS)
 def test_timm_from_a_file(model_name, tmp_path):
     model, path = timm_file(model_name, tmp_path)  # with its classifier, as published weights have one
     tower = ImageTower(f"timm:{model_name}", path)
@@ -183,7 +189,8 @@ def test_timm_from_a_file(model_name, tmp_path):
             expected = features.flatten(1, 2) if model_name.startswith("swin") else features.flatten(2).mT
         torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(vectors, model.forward_head(features, pre_logits=True), rtol=0, atol=1e-5)
-    assert tokens.shape == (1, tower.grid[0] * tower.grid[1], tower.num_features) and tower.num_features == model.num_features
+    assert tokens.shape == (1, tower.grid[0] * tower.grid[1], model.num_features)
+    assert tower.num_features == model.num_features
 
 
 def test_the_preprocessing_is_the_towers_own_and_keeps_the_whole_image(tmp_path):
@@ -196,7 +203,8 @@ def test_the_preprocessing_is_the_towers_own_and_keeps_the_whole_image(tmp_path)
     assert pixels.shape == config["input_size"]
     mean, std = (torch.tensor(config[k])[:, None] for k in ("mean", "std"))
     middle = config["input_size"][1] // 2
-    torch.testing.assert_close(pixels[:, middle, [3, -3]], (torch.tensor([[1.0, 1], [0, 1], [0, 1]]) - mean) / std, rtol=0, atol=1e-5)
+    expected = (torch.tensor([[1.0, 1], [0, 1], [0, 1]]) - mean) / std
+    torch.testing.assert_close(pixels[:, middle, [3, -3]], expected, rtol=0, atol=1e-5)
 
 
 def test_open_clip_keeps_the_whole_image(small_clips):
@@ -219,7 +227,8 @@ def test_weights_by_order(tmp_path):
     torch.save(renamed, tmp_path / "renamed.pth")  # as it is in the network's order; safetensors sorts names
     with pytest.raises(ValueError, match="lacks .* if only names differ, set image_weights_by_order"):
         ImageTower("timm:resnet10t", tmp_path / "renamed.pth")
-    assert tower_key(ImageTower("timm:resnet10t", tmp_path / "renamed.pth", by_order=True)) == tower_key(ImageTower("timm:resnet10t", path))
+    by_order = ImageTower("timm:resnet10t", tmp_path / "renamed.pth", by_order=True)
+    assert tower_key(by_order) == tower_key(ImageTower("timm:resnet10t", path))
 
 
 @pytest.mark.parametrize("change, message", [

@@ -208,7 +208,7 @@ def test_the_threshold_moves_what_is_predicted(hand):
     handle = hand.slide("threshold", "ArrowRight")
     expect(handle).to_have_attribute("aria-valuetext", f"{start() + 0.1:.2f}")
     expect(hand.figure(0)).not_to_have_text(f"{precision:.1f} %")
-    assert hand.number(0) > precision and hand.number(1) < recall
+    assert hand.number(1) <= recall  # of any run: fewer labels are predicted
     hand.slide("threshold", "ArrowLeft")
     expect(hand.figure(0)).to_have_text(f"{precision:.1f} %")
 
