@@ -1,24 +1,36 @@
 """What several test files use: what a run wrote, notes of calls, equal weights, files of vectors and of towers."""
 
 import multiprocessing
+import os
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
+from clipdec.training.__main__ import main
+from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.run_folder import read_history as history  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 processes = multiprocessing.get_context("forkserver")  # each is forked from one that has imported all, and done nothing
 processes.set_forkserver_preload(["clipdec.training.__main__"])
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 
 
 def results(metrics):
     """The figures of metrics.json in one flat dict."""
     parts = {k: metrics[k] for k in ("zsl", "gzsl", "seen")} | {f"raw {k}": v for k, v in metrics["raw_clip"].items()}
     return {f"{part} {name}": value for part, figures in parts.items() for name, value in figures.items()}
+
+
+def command_line(folder):
+    """`python -m clipdec.training` on the run.json in a folder; what it prints is added to printed.txt there."""
+    with open(folder / "printed.txt", "a") as file, redirect_stdout(file):
+        main(["--config", str(folder / "run.json")])
 
 
 def spy(monkeypatch, owner, name, before=None):
@@ -33,6 +45,11 @@ def spy(monkeypatch, owner, name, before=None):
 
     monkeypatch.setattr(owner, name, noted)
     return calls
+
+
+def at_step(monkeypatch, number, action):
+    """Do something before the `number`-th optimiser step of this process."""
+    spy(monkeypatch, AcceleratedTrainer, "step", lambda n: action() if n == number else None)
 
 
 def outputs(module):

@@ -1,6 +1,7 @@
 """The swapped-in head is the plain one: logits, maps, gradients; and what it does otherwise."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -23,28 +24,26 @@ def heads(request):
     return plain, make_fast(copy.deepcopy(plain))
 
 
-@pytest.mark.parametrize("tokens", [FEW, MANY])
+@pytest.fixture(params=[FEW, MANY], ids=["few", "many"])
+def inputs(request):
+    return torch.randn(B, request.param, C), torch.randn(L, D)
+
+
 @pytest.mark.parametrize("pairs", [1, B, 2 * B, 3 * B + 1, 4096])
 @pytest.mark.parametrize("grad", [False, True])
-def test_logits_and_maps_are_those_of_the_plain_head(heads, monkeypatch, tokens, pairs, grad):
+def test_logits_and_maps_are_those_of_the_plain_head(heads, inputs, monkeypatch, pairs, grad):
     monkeypatch.setattr(fast, "PAIRS", pairs)
-    inputs = torch.randn(B, tokens, C), torch.randn(L, D)
     with torch.set_grad_enabled(grad):
         expected, found = (head(*inputs, need_attention=True) for head in heads)
-        for a, b in zip((*expected, expected[0]), (*found, heads[1](*inputs)), strict=True):
-            torch.testing.assert_close(b, a, rtol=0, atol=1e-5)
+        torch.testing.assert_close((*found, heads[1](*inputs)), (*expected, expected[0]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [FEW, MANY])
-def test_gradients_are_those_of_the_plain_head(heads, tokens):
-    inputs, found = (torch.randn(B, tokens, C), torch.randn(L, D)), []
+def test_gradients_are_those_of_the_plain_head(heads, inputs):
     for head in heads:
         head.train().dropout.p = 0.0
         head(*inputs).square().sum().backward()
-        found.append({name: p.grad for name, p in head.named_parameters()})
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4)
+    expected, found = ({name: p.grad for name, p in head.named_parameters()} for head in heads)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_swapped_head_is_of_its_kind_and_can_be_copied(heads):
@@ -55,20 +54,18 @@ def test_a_swapped_head_is_of_its_kind_and_can_be_copied(heads):
     assert again.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.parametrize("tokens", [FEW, MANY])
-def test_dropout_acts_on_the_weights_in_training_only(heads, tokens):
-    inputs, (_, head) = (torch.randn(B, tokens, C), torch.randn(L, D)), heads
+def test_dropout_acts_on_the_weights_in_training_only(heads, inputs):
+    _, head = heads
     assert torch.equal(head(*inputs), head(*inputs))
-    x, k, v = torch.randn(1, L, 16), *torch.randn(2, B, HEADS, tokens, 4)
+    x, k, v = torch.randn(1, L, 16), *torch.randn(2, B, HEADS, inputs[0].shape[1], 4)
     assert not torch.allclose(head.train().attend(x, k, v)[0], head.attend(x, k, v)[0])
     assert torch.equal(head.attend(x, k, v)[1], head.attend(x, k, v)[1])  # maps are without
 
 
 def test_no_labels_no_images(heads):
-    for images, labels in ((0, 3), (2, 0)):
-        for head in heads:
-            with torch.no_grad():
-                assert head(torch.randn(images, MANY, C), torch.randn(labels, D)).shape == (images, labels)
+    for head, (images, labels) in product(heads, ((0, 3), (2, 0))):
+        with torch.no_grad():
+            assert head(torch.randn(images, MANY, C), torch.randn(labels, D)).shape == (images, labels)
 
 
 # ---- dropout ----------------------------------------------------------------------------------------------------
