@@ -1,4 +1,4 @@
-"""What the tests share: a small prepared data set and a short run on it. Nothing in the tests needs a network."""
+"""What the tests share: a small prepared data set and short runs on it. Nothing here or in them needs a network."""
 
 import os
 
@@ -11,7 +11,8 @@ import torch
 import clipdec
 from data_prep import emoji_scenes
 
-TINY = {"train": 120, "val": 30, "test": 60}
+SIZES = {"train": 120, "val": 30, "test": 60}
+SHORT = {"embed_dim": 16, "epochs": 1, "batch_size": 32, "label_samples": 16, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
@@ -23,25 +24,27 @@ def seeded():
 def tiny(tmp_path_factory):
     """A small emoji data set, opened."""
     folder = tmp_path_factory.mktemp("data") / "tiny"
-    return clipdec.load_data(emoji_scenes.prepare(folder, seed=0, sizes=TINY, workers=1))
+    return clipdec.load_data(emoji_scenes.prepare(folder, seed=0, sizes=SIZES, workers=1))
 
 
 @pytest.fixture(scope="session")
 def settings(tiny):
     """settings(out_dir, **changes): the Config of a short run on `tiny`."""
-
-    def make(out_dir, **changes):
-        short = {"embed_dim": 16, "epochs": 1, "batch_size": 32, "label_samples": 16, "device": "cpu"}
-        return clipdec.Config(out_dir=str(out_dir), **{"data": str(tiny.folder)} | short | changes)
-
-    return make
+    short = SHORT | {"data": str(tiny.folder)}
+    return lambda out_dir, **changes: clipdec.Config(out_dir=str(out_dir), **short | changes)
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny, settings, tmp_path_factory):
+def train(tiny, settings):
+    """train(out_dir, data=tiny, **changes): the metrics of such a run."""
+    return lambda out_dir, data=tiny, **changes: clipdec.fit(data, settings(out_dir, **changes))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(train, tmp_path_factory):
     """(run folder, contents of metrics.json) of a run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    return folder, clipdec.fit(tiny, settings(folder, epochs=2))
+    return folder, train(folder, epochs=2)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,9 +1,77 @@
-"""Reading what a run wrote."""
+"""What several test files use: what a run wrote, notes of calls, equal weights, files of vectors and of towers."""
 
+import multiprocessing
+import os
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from clipdec.training.__main__ import main
+from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.run_folder import read_history as history  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+processes = multiprocessing.get_context("forkserver")  # each is forked from one that has imported all, and done nothing
+processes.set_forkserver_preload(["clipdec.training.__main__"])
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 
 
 def results(metrics):
     """The figures of metrics.json in one flat dict."""
     parts = {k: metrics[k] for k in ("zsl", "gzsl", "seen")} | {f"raw {k}": v for k, v in metrics["raw_clip"].items()}
     return {f"{part} {name}": value for part, figures in parts.items() for name, value in figures.items()}
+
+
+def command_line(folder):
+    """`python -m clipdec.training` on the run.json in a folder; what it prints is added to printed.txt there."""
+    with open(folder / "printed.txt", "a") as file, redirect_stdout(file):
+        main(["--config", str(folder / "run.json")])
+
+
+def spy(monkeypatch, owner, name, before=None):
+    """The arguments of every call of `owner.name` from now on; `before(n)` is called before the n-th."""
+    calls, real = [], getattr(owner, name)
+
+    def noted(*arguments, **options):
+        calls.append(arguments)
+        if before:
+            before(len(calls))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, noted)
+    return calls
+
+
+def at_step(monkeypatch, number, action):
+    """Do something before the `number`-th optimiser step of this process."""
+    spy(monkeypatch, AcceleratedTrainer, "step", lambda n: action() if n == number else None)
+
+
+def outputs(module):
+    """The outputs of every call of a module from now on."""
+    found = []
+    module.register_forward_hook(lambda module, inputs, output: found.append(output))
+    return found
+
+
+def assert_equal(found, expected):
+    """Two dicts of tensors, or two lists of them, bit for bit."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def save_vectors(path, names, vectors):
+    """A file of label_embeddings."""
+    np.savez(path, names=np.array(names), vectors=vectors)
+    return str(path)
+
+
+def timm_file(name, folder, **changes):
+    """(timm model with random weights, safetensors file of them)."""
+    model, path = timm.create_model(name, pretrained=False, **changes).eval(), Path(folder) / f"{name}.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    return model, path

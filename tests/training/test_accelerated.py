@@ -29,8 +29,9 @@ def batch():
 
 
 def new_model(config):
+    tower = ImageTower("mini")  # before the seed: loading it draws random numbers, the first time
     torch.manual_seed(0)
-    return CLIPDecoder(ImageTower("mini"), torch.zeros(1, D), S, 16, config.train_image_tower, config.dropout)
+    return CLIPDecoder(tower, torch.zeros(1, D), S, 16, config.train_image_tower, config.dropout)
 
 
 def make(settings, **changes):

@@ -1,4 +1,4 @@
-"""What is computed of images and texts once and kept on disk: filled in parts, read by rows, computed anew when anything changes."""
+"""What is computed of images and texts once and kept on disk: filled in parts, read by rows, anew after any change."""
 
 import errno
 import os
@@ -9,16 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import history
+from helpers import history, needs_dev_full, spy
 from torchvision.transforms import v2
 
-from clipdec import fit, load_data
-from clipdec.training.tokens import Store, digest, encode_images, encode_sentences, text_key
+from clipdec import load_data
 from clipdec.towers import ImageTower, load_clip
 from clipdec.training import tokens as tokens_module
+from clipdec.training.tokens import Store, digest, encode_images, encode_sentences, text_key
 from data_prep import emoji_scenes
 
 ARRAYS = {"a": ((3, 2), np.float16), "b": ((), np.float32)}
+FEW = {"train": 4, "val": 3, "test": 2}
 
 
 def filled(store, rows):
@@ -31,16 +32,17 @@ def filled(store, rows):
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_rows_come_back_as_they_were_written(tmp_path, on_disk):
     store = Store(tmp_path / "x" if on_disk else None, 10, ARRAYS)
-    everything = torch.arange(10)
-    assert torch.equal(store.missing(everything), everything)
+    missing = lambda rows: store.missing(rows).tolist()
+    assert missing(torch.arange(10)) == list(range(10))
     values = filled(store, [7, 2, 5])
-    assert store.missing(everything).tolist() == [0, 1, 3, 4, 6, 8, 9] and store.missing(torch.tensor([5, 2])).tolist() == []
+    assert missing(torch.arange(10)) == [0, 1, 3, 4, 6, 8, 9] and missing(torch.tensor([5, 2])) == []
     if on_disk:
         store = Store(tmp_path / "x", 10, ARRAYS)  # opened again
     rows = store.rows("a", torch.tensor([5, 7, 2]))
     expected = torch.from_numpy(values["a"][[2, 0, 1]]).half()
     assert rows.shape == (3, 3, 2) and len(rows) == 3 and rows[:].dtype == torch.float16
-    assert torch.equal(rows[:], expected) and torch.equal(rows[1], expected[1]) and torch.equal(rows[torch.tensor([2, 0])], expected[[2, 0]])
+    for some in (slice(None), 1, torch.tensor([2, 0])):
+        assert torch.equal(rows[some], expected[some])
     assert torch.equal(torch.cat(list(rows.split(2))), expected)
     torch.testing.assert_close(store.rows("b", torch.tensor([7]))[:], torch.tensor([7 / 3]))
 
@@ -55,8 +57,7 @@ def test_rows_that_are_changed_in_memory_stay_on_disk(tmp_path):
 
 def test_a_store_takes_no_room_before_it_is_filled(tmp_path):
     store = Store(tmp_path / "x", 100_000, {"a": ((1000,), np.float16)})
-    filled_rows = torch.tensor([0, 99_999])
-    store.write(filled_rows, {"a": np.ones((2, 1000))})
+    store.write(torch.tensor([0, 99_999]), {"a": np.ones((2, 1000))})
     file = (tmp_path / "x" / "a.npy").stat()
     assert file.st_size > 2e8 and file.st_blocks * 512 < 1e6
 
@@ -66,7 +67,7 @@ def test_a_store_of_nothing(tmp_path):
     assert store.missing(torch.arange(0)).tolist() == [] and store.rows("a", torch.arange(0))[:].shape == (0, 3, 2)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@needs_dev_full
 def test_a_full_disk_is_an_error_and_marks_nothing_as_there(tmp_path):
     store = Store(tmp_path / "x", 4, ARRAYS)
     filled(store, [0])
@@ -82,13 +83,13 @@ def test_a_full_disk_is_an_error_and_marks_nothing_as_there(tmp_path):
 
 
 def test_a_digest_changes_with_everything_in_it():
-    tensors = {"w": torch.arange(4.0), "n": torch.tensor(3)}
-    others = [
-        {"w": torch.arange(4.0), "n": torch.tensor(4)}, {"w": torch.arange(4.0).flip(0), "n": torch.tensor(3)}, {"w": torch.arange(4.0).half(), "n": torch.tensor(3)},
-        {"w": torch.arange(4.0).view(2, 2), "n": torch.tensor(3)}, {"v": torch.arange(4.0), "n": torch.tensor(3)},
-    ]  # fmt: skip
-    found = [digest("a", "b", tensors), digest("ab", tensors), digest("a", "b"), *(digest("a", "b", other) for other in others)]
-    assert len(set(found)) == len(found) and digest("a", "b", {k: v.clone() for k, v in tensors.items()}) == found[0]
+    w, n = torch.arange(4.0), torch.tensor(3)
+    tensors = {"w": w, "n": n}
+    changes = {"n": torch.tensor(4)}, {"w": w.flip(0)}, {"w": w.half()}, {"w": w.view(2, 2)}
+    others = [*(tensors | change for change in changes), {"v": w, "n": n}]
+    found = [digest("a", "b", tensors), digest("ab", tensors), digest("a", "b")]
+    found += [digest("a", "b", other) for other in others]
+    assert len(set(found)) == len(found) == 8 and digest("a", "b", {"w": w.clone(), "n": n.clone()}) == found[0]
 
 
 # ---- tokens of images -------------------------------------------------------------------------------------------
@@ -97,13 +98,16 @@ def test_a_digest_changes_with_everything_in_it():
 @pytest.fixture
 def counted(monkeypatch):
     """How many images the towers have encoded."""
-    encoded, forward = [], ImageTower.forward
-    monkeypatch.setattr(ImageTower, "forward", lambda self, pixels: encoded.append(len(pixels)) or forward(self, pixels))
-    return lambda: sum(encoded)
+    calls = spy(monkeypatch, ImageTower, "forward")
+    return lambda: sum(len(pixels) for _, pixels in calls)
 
 
-def test_cached_tokens_equal_fresh_ones(tiny, tmp_path, counted):
-    tower = ImageTower("mini")
+@pytest.fixture
+def tower():
+    return ImageTower("mini")
+
+
+def test_cached_tokens_equal_fresh_ones(tiny, tower, tmp_path, counted):
     fresh = encode_images(tower, tiny.val, batch_size=7)
     first = encode_images(tower, tiny.val, tmp_path, batch_size=30)
     assert counted() == 60
@@ -111,13 +115,13 @@ def test_cached_tokens_equal_fresh_ones(tiny, tmp_path, counted):
     assert counted() == 60  # nothing was computed again
     for a, b, c in zip(first, again, fresh):
         assert a[:].dtype == b[:].dtype and torch.equal(a[:], b[:])
-        torch.testing.assert_close(a[:].float(), c[:].float(), rtol=0, atol=5e-3)
+        torch.testing.assert_close(a[:].float(), c[:].float(), rtol=2e-3, atol=2e-3)
 
 
-def test_tokens_are_those_of_each_image(tiny):
-    tower = ImageTower("mini")
+def test_tokens_are_those_of_each_image(tiny, tower):
     tokens, vectors = encode_images(tower, tiny.val, batch_size=8)
-    assert tokens.shape == (30, 64, tower.num_features) and tokens[:].dtype == torch.float16 and vectors[:].dtype == torch.float32
+    assert tokens.shape == (30, 64, tower.num_features)
+    assert tokens[:].dtype == torch.float16 and vectors[:].dtype == torch.float32
     with torch.no_grad():
         for i in (0, 8, 29):
             token, vector = tower(tower.preprocess(tiny.val.image(i))[None])
@@ -125,8 +129,7 @@ def test_tokens_are_those_of_each_image(tiny):
             torch.testing.assert_close(vectors[i], vector[0], rtol=0, atol=1e-4)
 
 
-def test_parts_of_a_split_share_what_is_there(tiny, tmp_path, counted):
-    tower = ImageTower("mini")
+def test_parts_of_a_split_share_what_is_there(tiny, tower, tmp_path, counted):
     some = encode_images(tower, tiny.val.select([4, 2, 9]), tmp_path)[1]
     assert counted() == 3
     reordered = encode_images(tower, tiny.val.select([9, 5, 2]), tmp_path)[1]
@@ -135,19 +138,14 @@ def test_parts_of_a_split_share_what_is_there(tiny, tmp_path, counted):
     assert counted() == 30
 
 
-def test_encoding_goes_on_where_it_was_broken_off(tiny, tmp_path, monkeypatch, counted):
-    tower, write, calls = ImageTower("mini"), Store.write, []
-
-    def stop_at_the_third(self, rows, values):
-        calls.append(rows)
-        if len(calls) == 3:
+def test_encoding_goes_on_where_it_was_broken_off(tiny, tower, tmp_path, monkeypatch, counted):
+    def stop(n):
+        if n == 3:
             raise KeyboardInterrupt
-        write(self, rows, values)
 
-    monkeypatch.setattr(Store, "write", stop_at_the_third)
+    spy(monkeypatch, Store, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         encode_images(tower, tiny.val, tmp_path, batch_size=8)
-    monkeypatch.setattr(Store, "write", write)
     before = counted()
     vectors = encode_images(tower, tiny.val, tmp_path, batch_size=8)[1]
     assert (before, counted() - before) == (24, 14)
@@ -165,10 +163,9 @@ def test_another_tower_other_weights_another_transform_are_cached_apart(tiny, tm
     assert not torch.allclose(flipped, plain, atol=1e-2)
 
 
-def test_data_that_was_written_anew_is_encoded_anew(tmp_path, counted):
-    sizes, tower = {"train": 4, "val": 3, "test": 2}, ImageTower("mini")
-    old = load_data(emoji_scenes.prepare(tmp_path / "old", seed=0, sizes=sizes, workers=1))
-    emoji_scenes.prepare(tmp_path / "new", seed=1, sizes=sizes, workers=1)
+def test_data_that_was_written_anew_is_encoded_anew(tower, tmp_path, counted):
+    old = load_data(emoji_scenes.prepare(tmp_path / "old", seed=0, sizes=FEW, workers=1))
+    emoji_scenes.prepare(tmp_path / "new", seed=1, sizes=FEW, workers=1)
     before = encode_images(tower, old.val, tmp_path / "tokens")[1][:]
     (tmp_path / "old").rename(tmp_path / "away")
     time.sleep(0.01)
@@ -177,9 +174,8 @@ def test_data_that_was_written_anew_is_encoded_anew(tmp_path, counted):
     assert counted() == 6 and not torch.allclose(before, after, atol=1e-2)
 
 
-def test_one_changed_file_is_enough(tmp_path, counted):
-    data = load_data(emoji_scenes.prepare(tmp_path / "d", seed=0, sizes={"train": 4, "val": 3, "test": 2}, workers=1))
-    tower = ImageTower("mini")
+def test_one_changed_file_is_enough(tower, tmp_path, counted):
+    data = load_data(emoji_scenes.prepare(tmp_path / "d", seed=0, sizes=FEW, workers=1))
     encode_images(tower, data.val, tmp_path)
     file = data.val.rows.cache_files[0]["filename"]
     os.utime(file, ns=(0, os.stat(file).st_mtime_ns + 1))
@@ -187,8 +183,7 @@ def test_one_changed_file_is_enough(tmp_path, counted):
     assert counted() == 6
 
 
-def test_no_images_have_no_tokens(tiny, tmp_path):
-    tower = ImageTower("mini")
+def test_no_images_have_no_tokens(tiny, tower, tmp_path):
     for folder in (None, tmp_path):
         tokens, vectors = encode_images(tower, tiny.val.select([]), folder)
         assert tokens.shape == (0, 64, tower.num_features) and vectors[:].shape == (0, tower.embed_dim)
@@ -201,36 +196,41 @@ def test_tokens_beyond_half_precision(tiny, monkeypatch):
         encode_images(ImageTower("mini"), tiny.val.select([0]))
 
 
-def test_tokens_that_the_disk_has_no_room_for(tiny, settings, tmp_path, monkeypatch, counted, capsys):
-    """A run then encodes its images anew in every epoch, and ends the same but for the half precision of stored tokens."""
-    stored = fit(tiny, settings(tmp_path / "stored", epochs=2, dropout=0.0, lr=1e-4))
+def test_tokens_that_the_disk_has_no_room_for(tiny, train, tmp_path, monkeypatch, counted, capsys):
+    """A run then encodes its images anew in every epoch, and ends the same but for the half precision of stored."""
+    runs = {"epochs": 2, "batch_size": 8, "dropout": 0.0, "lr": 1e-4}
+    some = replace(tiny, train=tiny.train.select(range(24)), val=tiny.val.select(range(20)), folder=tmp_path / "other")
+    stored = train(tmp_path / "stored", replace(some, folder=tiny.folder), **runs)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=400_000))
-    before, data = counted(), replace(tiny, folder=tmp_path / "other")
-    anew = fit(data, settings(tmp_path / "anew", epochs=2, dropout=0.0, lr=1e-4))
-    assert counted() - before > 2 * 100 + 2 * 30 + 60
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=200_000))
+    before = counted()
+    anew = train(tmp_path / "anew", some, **runs)
+    assert counted() - before > 2 * 22 + 2 * 20 + 60
     assert "has no room for 0.0 GB of tokens: images are encoded anew each time" in capsys.readouterr().out
-    assert [row["loss"] for row in history(tmp_path / "anew")] == pytest.approx([row["loss"] for row in history(tmp_path / "stored")], rel=1e-3)
+    losses, expected = ([row["loss"] for row in history(tmp_path / name)] for name in ("anew", "stored"))
+    assert losses == pytest.approx(expected, rel=1e-3)
     assert anew["raw_clip"]["zsl"]["map"] == pytest.approx(stored["raw_clip"]["zsl"]["map"], abs=0.05)
-    kept = [path for path in (data.folder / "tokens").rglob("tokens.npy") if path.stat().st_blocks * 512 > 10_000]
-    assert kept == [] and list((data.folder / "tokens").glob("test-*-vectors/vectors.npy"))
+    kept = [path for path in (some.folder / "tokens").rglob("tokens.npy") if path.stat().st_blocks * 512 > 10_000]
+    assert kept == [] and list((some.folder / "tokens").glob("test-*-vectors/vectors.npy"))
 
 
 # ---- sentences --------------------------------------------------------------------------------------------------
 
 
 def test_sentences_are_kept_and_encoded_anew_with_other_texts(tiny, settings, tmp_path, monkeypatch):
-    calls, encode = [], tokens_module.encode_texts
-    monkeypatch.setattr(tokens_module, "encode_texts", lambda texts, *rest: calls.extend(texts) or encode(texts, *rest))
-    config, some = settings(tmp_path), tiny.train.select(range(9))
-    first = encode_sentences(some, tiny.labels, config, folder=tmp_path)[:]
-    assert len(set(calls)) == len(calls) <= 9
-    count = len(calls)
-    assert torch.equal(encode_sentences(some, tiny.labels, config, folder=tmp_path)[:], first) and len(calls) == count
-    encode_sentences(some, tiny.labels, settings(tmp_path, prompt="{}"), folder=tmp_path)
-    assert len(calls) == 2 * count
-    encode_sentences(replace(some, targets=some.targets.flip(1)), tiny.labels, config, folder=tmp_path)
-    assert len(calls) > 2 * count
+    calls, some = spy(monkeypatch, tokens_module, "encode_texts"), tiny.train.select(range(9))
+
+    def texts(split, **changes):
+        """(vectors of a split's sentences, those that are encoded for them)."""
+        calls.clear()
+        vectors = encode_sentences(split, tiny.labels, settings(tmp_path, **changes), folder=tmp_path)[:]
+        return vectors, [text for texts, *_ in calls for text in texts]
+
+    first, encoded = texts(some)
+    assert 1 <= len(set(encoded)) == len(encoded) <= 9
+    again, none = texts(some)
+    assert torch.equal(again, first) and none == []
+    assert len(texts(some, prompt="{}")[1]) == len(encoded) and texts(replace(some, targets=some.targets.flip(1)))[1]
 
 
 def test_the_text_tower_has_a_key_of_its_weights(monkeypatch):
