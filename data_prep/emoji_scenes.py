@@ -57,8 +57,6 @@ SETTINGS = {
 }
 
 
-# ---- concepts ---------------------------------------------------------------------------------------------------
-
 @cache
 def concepts():
     """(seen names, unseen names, theme of each name, glyph of each name)."""
@@ -74,8 +72,6 @@ def popularity(names, exponent, floor):
     rank = np.random.default_rng(1006).permutation(len(names))
     return dict(zip(names, (rank + floor) ** -float(exponent)))
 
-
-# ---- drawing ----------------------------------------------------------------------------------------------------
 
 @cache
 def _font():
@@ -142,8 +138,6 @@ def draw(rng, names, setting):
     return image
 
 
-# ---- what is in a scene -----------------------------------------------------------------------------------------
-
 @cache
 def _pool(part, setting=None):
     """(names, cumulative weights) of the seen or unseen concepts at home in a setting; of all, if none is."""
@@ -174,8 +168,6 @@ def scene(seed, split, index, most=MOST):
     labels = concepts()[0] + concepts()[1]
     return {"image": draw(rng, names, setting), "labels": sorted(map(labels.index, names))}
 
-
-# ---- the data set -----------------------------------------------------------------------------------------------
 
 def _row(item, seed, most):
     """The row of a (file name, split, index): its scene as PNG."""

@@ -24,8 +24,6 @@ MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # of a JPEG's segments; the
 QUALITY = 90  # of the JPEGs
 
 
-# ---- one photo --------------------------------------------------------------------------------------------------
-
 def open_photo(data, size):
     """The bytes of an image file as an upright RGB image, its short side at most `size` px.
 
@@ -94,8 +92,6 @@ def inside(root, name):
     return Path(root, path)
 
 
-# ---- a data set of photos ---------------------------------------------------------------------------------------
-
 def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None, max_missing=100.0):
     """Prepare photos for zero-shot training in the folder args.out.
 
@@ -142,8 +138,6 @@ def _find(plan, root):
         missing += [(split, name, "missing", "") for name, file, _ in files if not file.is_file()]
     return items, missing
 
-
-# ---- the command line -------------------------------------------------------------------------------------------
 
 def parser(doc, out=None):
     """An ArgumentParser with the options that all scripts share."""

@@ -24,8 +24,6 @@ def pixels(split, indices):
     return [split.image(i).tobytes() for i in indices]
 
 
-# ---- concepts and glyphs ----------------------------------------------------------------------------------------
-
 def test_label_lists():
     seen, unseen, themes, glyphs = concepts()
     assert (len(seen), len(unseen), len({*seen, *unseen})) == (925, 81, 1006)
@@ -48,8 +46,6 @@ def test_concepts_are_single_characters():
     """A joined sequence would be drawn as its parts, side by side, where Pillow lacks libraqm."""
     assert [n for n, text in concepts()[3].items() if len(text.replace("\ufe0f", "")) != 1] == []
 
-
-# ---- scenes -----------------------------------------------------------------------------------------------------
 
 def test_one_seed_draws_one_scene():
     a, b = scene(3, "test", 5), scene(3, "test", 5)
@@ -77,8 +73,6 @@ def test_the_scene_is_of_its_labels(monkeypatch):
     for row in (scene(0, "test", index) for index in range(20)):
         assert sorted(row["image"]) == sorted(labels[i] for i in row["labels"])
 
-
-# ---- the prepared folder ----------------------------------------------------------------------------------------
 
 def test_the_folder_holds_the_scenes(tiny):
     for split in (tiny.train, tiny.val, tiny.test):
@@ -149,8 +143,6 @@ def test_foreign_folders_are_not_overwritten(tmp_path):
             prepare(tmp_path / name, 0, SIZES, workers=1)
         assert files(tmp_path / name) == before
 
-
-# ---- load_data --------------------------------------------------------------------------------------------------
 
 def png(colour, mode="RGB"):
     file = io.BytesIO()
@@ -234,8 +226,6 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, spoilt):
     with pytest.raises(ValueError, match=r"image 1 of val \(1.png\) cannot be read"):
         data.val[1]
 
-
-# ---- hold_out ---------------------------------------------------------------------------------------------------
 
 def names_of(data, split):
     return [sorted(data.labels.names[i] for i in row.nonzero().flatten()) for row in split.targets]

@@ -137,8 +137,6 @@ def test_embed_dim_must_be_a_multiple_of_heads():
         MLDecoder(C, D, embed_dim=20)
 
 
-# ---- the reference code -----------------------------------------------------------------------------------------
-
 class ReferenceDecoder(nn.Module):
     """The head of the reference code in its zero-shot form, with its names; its layer is timm's copy."""
 
@@ -211,8 +209,6 @@ def test_reference_weights_of_another_size(original):
         MLDecoder(C, D).load_reference_state_dict({"fc.weight": torch.ones(2)})
 
 
-# ---- outputs by label -------------------------------------------------------------------------------------------
-
 def matching(**changes):
     made = MatchingDecoder(C, D, **SIZES, **changes).eval()
     torch.manual_seed(3)
@@ -263,8 +259,6 @@ def test_what_all_labels_share_does_not_count(inputs):
     plain = MLDecoder(C, D, **SIZES).eval()
     assert not torch.allclose(plain(tokens, queries + shift), plain(tokens, queries), atol=1e-3)
 
-
-# ---- mixed precision and torch.compile --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("train", [False, True])

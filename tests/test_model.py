@@ -48,9 +48,6 @@ def test_scores_are_logits_and_the_weighted_evidence(tiny):
         torch.testing.assert_close(predict(model, tiny.test, queries, given), expected, rtol=0, atol=2e-2)
 
 
-# ---- the tower --------------------------------------------------------------------------------------------------
-
-
 def test_copies_share_a_frozen_tower_only():
     frozen = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, embed_dim=16, train_tower=False)
     assert deepcopy(frozen).tower is frozen.tower

@@ -50,8 +50,6 @@ def split_scores(model, split, data, config):
     return predict(model, split, queries, encoded(model, split, data, config), num_workers=config.num_workers)
 
 
-# ---- untouched CLIP ---------------------------------------------------------------------------------------------
-
 def raw_clip_scores(data, config, prompts=None):
     """Untouched CLIP on test: cosine of the global image vector with each label's text vector, [M, L].
 
@@ -71,8 +69,6 @@ def clip_text(labels, config, prompts):
     """Text vectors of the run's CLIP, the mean over prompts, of length 1, [L, D]."""
     return F.normalize(sum(encode_labels(labels.names, config.text_tower, prompt) for prompt in prompts), dim=-1)
 
-
-# ---- figures ----------------------------------------------------------------------------------------------------
 
 def evaluate(model, data, config, keep="all"):
     """The figures of metrics.json for the test split: ZSL, GZSL and seen of the model, and raw CLIP on the same images.

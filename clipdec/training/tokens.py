@@ -96,8 +96,6 @@ class Rows:
         return (self[i : i + size] for i in range(0, len(self), size))
 
 
-# ---- keys -------------------------------------------------------------------------------------------------------
-
 def digest(*parts):
     """A short name for all of `parts` (texts, or dicts of tensors), another one if anything in them is another."""
     found = hashlib.sha256()
@@ -126,8 +124,6 @@ def files_key(paths):
     stats = [(Path(path), Path(path).stat()) for path in sorted(paths)]
     return "\n".join(f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
 
-
-# ---- images -----------------------------------------------------------------------------------------------------
 
 def token_folder(data):
     """Where tokens and sentences of a data set are kept."""
@@ -207,8 +203,6 @@ def _has_room(folder, count, arrays):
         print(f"{folder.parent} has no room for {needed / 1e9:.1f} GB of tokens: {slower}", flush=True)
     return fits
 
-
-# ---- sentences --------------------------------------------------------------------------------------------------
 
 def encode_sentences(split, labels, config, asked=None, folder=None):
     """The text vector [M, S] of each image: its seen labels joined in one sentence, "a photo of sky, car and road".

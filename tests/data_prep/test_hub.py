@@ -90,8 +90,6 @@ def expected(split, indices, known=frozenset(NAMES), name=None):
     return [(f"{name or split} {i}", shade(split, i), set(SPLITS[split][i]) & set(known)) for i in indices]
 
 
-# ---- forms of labels --------------------------------------------------------------------------------------------
-
 CATEGORY = ("--labels-column", "objects.category")
 SETS = {
     "saved classes": (saved, CLASSES, ()), "parquet classes": (parquet, CLASSES, ()),
@@ -155,8 +153,6 @@ def test_a_folder_of_images_and_metadata_is_read(script, tmp_path):
     assert contents(script(tmp_path / "set")) == expected("test", range(5))
 
 
-# ---- what is refused --------------------------------------------------------------------------------------------
-
 NEITHER, NO_LIST, NO_IMAGES = "neither names nor classes", "there is no list of labels", "is not a column of images"
 CELL = {"photo": {"bytes": red(0, "PNG"), "path": None}}  # without the feature Image
 RAW = {"photo": {"bytes": Value("binary"), "path": Value("string")}} | WORDS[0], lambda names: CELL | {"labels": names}
@@ -210,8 +206,6 @@ def test_an_image_outside_the_data_set_is_never_read(script, tmp_path, monkeypat
     assert opened == []
 
 
-# ---- images that cannot be used ---------------------------------------------------------------------------------
-
 UNUSABLE = {
     "cut": ({"bytes": red(0, "PNG")[:-40], "path": None}, ["unreadable", "truncated"]),
     "text": ({"bytes": b"a cat", "path": None}, ["unreadable"]), "empty": ({"bytes": b"", "path": None}, ["empty"]),
@@ -227,8 +221,6 @@ def test_a_corrupt_image_is_counted(script, tmp_path, name):
     assert contents(data) == expected("test", [0, 1, 2, 4]) and found in reasons and count == 1
     assert (tmp_path / "out" / "left_out.csv").read_text().splitlines()[1].startswith(f"test,test 3,{found},")
 
-
-# ---- a stop -----------------------------------------------------------------------------------------------------
 
 def stumble(item, size, make=photos.make_row):
     """photos.make_row that raises once, at one image."""

@@ -142,9 +142,6 @@ def test_paths_start_at_the_repository(tmp_path, monkeypatch):
     assert Config(out_dir="~/x").path("out_dir") == Path.home() / "x"
 
 
-# ---- points of the author's code --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("given", ["sum_loss, fixed_scale", "fixed_scale,sum_loss,", ["sum_loss", "fixed_scale"]])
 def test_points_are_named_between_commas_or_in_a_list(given):
     assert Config(as_author=given).as_author == ["fixed_scale", "sum_loss"]

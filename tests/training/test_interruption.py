@@ -80,9 +80,6 @@ def wait_until(ready, process):
     raise TimeoutError("the run did not come so far in two minutes")
 
 
-# ---- killed -----------------------------------------------------------------------------------------------------
-
-
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(settings, assert_goes_on, tmp_path):
     config, rng = settings(tmp_path, resume=True, **SAVING), random.Random(0)
     for at_least in ((0, 4), (1, 3)):  # while the first epoch is trained, then the second
@@ -113,9 +110,6 @@ def test_what_may_change_when_a_run_is_resumed(train, assert_goes_on, tmp_path, 
         train(tmp_path, **SAVING)
     assert position(tmp_path) == (1, 12)
     assert_goes_on(**changes)
-
-
-# ---- asked to stop ----------------------------------------------------------------------------------------------
 
 
 def test_sigterm_writes_a_state_and_stops(settings, assert_goes_on, tmp_path):
@@ -165,9 +159,6 @@ def test_signals_are_held_and_a_second_one_is_not():
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.01)
-
-
-# ---- a full disk ------------------------------------------------------------------------------------------------
 
 
 @needs_dev_full
@@ -223,9 +214,6 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path):
         aside.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
-# ---- no number, two writers -------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_says_where(train, tmp_path, monkeypatch):

@@ -92,9 +92,6 @@ def test_a_digest_changes_with_everything_in_it():
     assert len(set(found)) == len(found) == 8 and digest("a", "b", {"w": w.clone(), "n": n.clone()}) == found[0]
 
 
-# ---- tokens of images -------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def counted(monkeypatch):
     """How many images the towers have encoded."""
@@ -212,9 +209,6 @@ def test_tokens_that_the_disk_has_no_room_for(tiny, train, tmp_path, monkeypatch
     assert anew["raw_clip"]["zsl"]["map"] == pytest.approx(stored["raw_clip"]["zsl"]["map"], abs=0.05)
     kept = [path for path in (some.folder / "tokens").rglob("tokens.npy") if path.stat().st_blocks * 512 > 10_000]
     assert kept == [] and list((some.folder / "tokens").glob("test-*-vectors/vectors.npy"))
-
-
-# ---- sentences --------------------------------------------------------------------------------------------------
 
 
 def test_sentences_are_kept_and_encoded_anew_with_other_texts(tiny, settings, tmp_path, monkeypatch):
