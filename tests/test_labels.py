@@ -1,4 +1,4 @@
-"""Label spaces, and the vectors of labels against the packaged CLIP called directly."""
+"""Label spaces, what leaks between names, and the vectors of labels against the packaged CLIP called directly."""
 
 import numpy as np
 import open_clip
@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from clipdec import LabelSpace, encode_labels
-from clipdec.labels import join_names
+from clipdec.labels import join_names, leakage
 from clipdec.towers import MINI, load_label_embeddings
+from data_prep.names import SPLITS, read_names
 
+TWINS = {  # kind: unseen and seen names
+    "plural": "cat:cats, flowers:flower, bus:buses, berry:berries, leaf:leaves, knife:knives, horses:horse, Cat:CATS, "
+    "traffic light:traffic lights, hot-dog:hot dogs, boss:bosses, bas:bass, news:new, cat !:cats",
+    "lemma": "running:run, person:people, man:men, fish:fishing, T-shirt:t shirt",
+    "word": "tiger:tiger face, police officer:officer, mountain:sunrise over mountains",
+    "": "plane:airplane, train:rain, person running:person swimming, hot dog:hot tub, zebra:horse, "
+    "-:cat, cat:-, -:_ -, !?:?!",
+}
 NAMES = ["pizza", "dog face", "flag: Japan"]
 close = lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
@@ -125,3 +134,16 @@ def test_files_that_are_no_embeddings(tmp_path):
         with pytest.raises(ValueError, match=f"label_embeddings .*{path.name}"):
             load_label_embeddings(path, ["a"])
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("pair, kind", [(pair, kind) for kind, pairs in TWINS.items() for pair in pairs.split(", ")])
+def test_leakage_names_the_twins(pair, kind):
+    unseen, seen = pair.split(":")
+    assert leakage(LabelSpace([seen, "violin"], [unseen])) == ({unseen: [(seen, kind)]} if kind else {})
+
+
+def test_nus_wide_has_31_plural_twins():
+    labels = LabelSpace(*(read_names(SPLITS / f"nus_wide_{part}.txt")[0] for part in ("seen925", "unseen81")))
+    plural = {name: seen for name, found in leakage(labels).items() for seen, kind in found if kind == "plural"}
+    some = {"cat": "cats", "bear": "bears", "flowers": "flower", "leaf": "leaves", "valley": "valleys"}
+    assert len(plural) == 31 and some.items() <= plural.items()

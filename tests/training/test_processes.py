@@ -1,5 +1,7 @@
-"""Several processes are one, but for dropout: the same batches, negatives, scores, metrics. Real ones are started."""
+"""Several processes are one, but for dropout: the same batches, negatives, scores, metrics. Real ones are started.
+And one bar for all, of few messages."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,11 +9,12 @@ import sys
 
 import pytest
 import torch
+import tqdm.std
 from helpers import ROOT, at_step, command_line, history, results
 from safetensors.torch import load_file
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from clipdec.training.processes import gather, rank_and_count, share
+from clipdec.training.processes import gather, progress, rank_and_count, share
 
 FROZEN = {"epochs": 2, "batch_size": 13, "accumulate": 2, "dropout": 0.0}  # shares of unequal size
 TRAINED = {"epochs": 1, "batch_size": 24, "dropout": 0.0, "train_image_tower": True, "augment": True}
@@ -125,3 +128,22 @@ def test_one_process_has_everything():
 def test_too_small_a_batch_for_its_parts(train, tmp_path):
     with pytest.raises(ValueError, match="batch_size must give each of 7 parts .* a batch here holds 5"):
         train(tmp_path, batch_size=6, accumulate=7)
+
+
+def drawn(monkeypatch, count, seconds):
+    """What the bar of `count` steps draws; each takes so many seconds of a clock that only they move."""
+    now, steps, text = [0.0], [], io.StringIO()
+    monkeypatch.setattr(tqdm.std, "time", lambda: now[0])
+    for step in progress(range(count), "steps", file=text):
+        steps.append(step)
+        now[0] += seconds
+    assert steps == list(range(count))
+    return text.getvalue()
+
+
+def test_a_bar_is_drawn_once_a_second_at_most(monkeypatch):
+    assert 1 <= drawn(monkeypatch, 150, 0.02).count("steps:") <= 4  # without a limit it would be thirty
+
+
+def test_what_is_quick_has_no_bar(monkeypatch):
+    assert "steps" not in drawn(monkeypatch, 1000, 0.0009)
