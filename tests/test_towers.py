@@ -66,9 +66,6 @@ def timm_file(model_name, folder, **changes):
     return model, path
 
 
-# ---- the packaged mini CLIP -------------------------------------------------------------------------------------
-
-
 def test_the_folder_loads_with_open_clip_alone():
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{MINI}")
     ids = open_clip.get_tokenizer(f"local-dir:{MINI}")(["a photo of pizza", "a photo of dog face"])
@@ -109,9 +106,6 @@ def test_training_a_tower_leaves_the_clip_as_it_was(pixels):
     assert any(not torch.equal(v, before[f"visual.{k}"]) for k, v in tower.trunk.state_dict().items())
     for name, value in load_clip("mini").model.state_dict().items():
         assert torch.equal(value, before[name]), name
-
-
-# ---- open_clip --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, grid, channels", [("clipdec-test-rn", (2, 2), 256), ("clipdec-test-vit", (4, 4), 16)])
@@ -164,9 +158,6 @@ def test_unknown_models():
 def test_image_weights_are_for_timm(tmp_path):
     with pytest.raises(ValueError, match="image_weights is for timm towers"):
         ImageTower("mini", tmp_path / "x.safetensors")
-
-
-# ---- timm -------------------------------------------------------------------------------------------------------
 
 
 KINDS = [  # with a class token; plain; a convolution after the last stage, twice; channels last; no norm inside
@@ -284,18 +275,12 @@ def test_timm_without_network(monkeypatch):
         ImageTower("timm:test_vit")
 
 
-# ---- copies and keys --------------------------------------------------------------------------------------------
-
-
 def test_the_key_depends_on_weights_and_preprocessing(mini):
     same, other, cropped = ImageTower("mini"), ImageTower("mini"), ImageTower("mini")
     with torch.no_grad():
         other.trunk.proj[0, 0] += 1e-3
     cropped.preprocess = timm.data.create_transform(64)
     assert tower_key(same) == tower_key(mini) and len({tower_key(tower) for tower in (mini, other, cropped)}) == 3
-
-
-# ---- mixed precision and torch.compile --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -62,8 +62,6 @@ def turned(orientation):
     return exif
 
 
-# ---- upright and RGB --------------------------------------------------------------------------------------------
-
 # Where the corners of the upright picture are stored (top left, top right, bottom left, bottom right), after the Exif
 # standard: 6 is "row 0 is the right side, column 0 the top", so the first stored pixel is the top right corner.
 STORED = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "bdac", 7: "dbca", 8: "cadb"}
@@ -133,8 +131,6 @@ def test_of_several_pictures_the_first_is_read():
     assert Image.open(io.BytesIO(two)).format == "MPO" and corners(open_photo(two, 100)) == [RED] * 4
 
 
-# ---- size -------------------------------------------------------------------------------------------------------
-
 SMALL = {(400, 300): (133, 100), (300, 400): (100, 133), (1600, 1200): (133, 100), (500, 500): (100, 100)}
 SMALL[101, 250] = (100, 248)
 KEPT = [(shape, 100, shape) for shape in [(40, 30), (30, 40), (100, 100), (100, 900), (1, 1), (1, 2000), (2000, 1)]]
@@ -160,8 +156,6 @@ def test_a_large_jpeg_looks_as_if_decoded_whole(orientation):
     difference = np.abs(np.asarray(read, float) - np.asarray(whole, float))
     assert difference.mean() < 1 and difference.max() < 12
 
-
-# ---- what is left out -------------------------------------------------------------------------------------------
 
 JPEG = encode(picture(400, 300), "JPEG")
 PROGRESSIVE = encode(picture(400, 300), "JPEG", progressive=True)
@@ -216,8 +210,6 @@ def test_a_decompression_bomb_is_left_out(monkeypatch, side, kind):
     assert reason(encode(picture(side, side), kind)) == "too large"
 
 
-# ---- a row ------------------------------------------------------------------------------------------------------
-
 def test_a_row_holds_a_small_jpeg(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture(80, 60)))
     row = make_row(("x/a.png", str(tmp_path / "a.png"), [1, 4]), 30)
@@ -247,8 +239,6 @@ def test_names_outside_the_folder_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="outside its folder"):
         inside(tmp_path, name)
 
-
-# ---- a data set -------------------------------------------------------------------------------------------------
 
 SEEN, UNSEEN = ["ash", "birch"], ["cedar"]
 TRAIN = {"t0": ["ash"], "t1": [], "t2": ["cedar"], "t3": ["birch", "cedar"], "t4": ["birch", "ash"]}
@@ -355,8 +345,6 @@ def test_other_labels_are_another_data_set(root):
     with pytest.raises(FileExistsError, match="other .*records"):
         prepared(root, test=TEST | {"e0": ["birch"]})
 
-
-# ---- the command line -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options", [["--size", "0"], ["--workers", "0"], ["--val", "1"], ["--val", "-0.1"]])
 def test_impossible_options_are_refused(monkeypatch, capsys, options):

@@ -72,8 +72,6 @@ def calls(folder):
     return {path.name: path.stat().st_size for path in (folder / "log").iterdir()}
 
 
-# ---- layout -----------------------------------------------------------------------------------------------------
-
 def test_load_from_disk_and_load_data_open_the_folder(call, out):
     assert call() == SIZES
     opened = datasets.load_from_disk(out)
@@ -132,8 +130,6 @@ def test_load_gives_what_make_is_called_with(call, out):
     assert reds(load_data(out).train) == [50, 51, 52]
 
 
-# ---- a folder that is there -------------------------------------------------------------------------------------
-
 def test_equal_info_does_nothing(call, tmp_path, out, capsys):
     call()
     before = changes(out)
@@ -182,8 +178,6 @@ def test_an_empty_folder_is_used(call, out):
     assert len(load_data(out).train) == 5
 
 
-# ---- what is left out -------------------------------------------------------------------------------------------
-
 def test_what_is_left_out_is_listed_and_counted(call, out, capsys):
     assert call(broken=(1, 201), left_out=GONE) == {"train": 4, "val": 2, "test": 2}
     header, gone, *odd = (out / "left_out.csv").read_bytes().decode().splitlines()
@@ -221,8 +215,6 @@ def test_a_higher_limit_makes_only_the_shard_with_what_was_left_out_again(call, 
     assert call(broken=(1,), max_missing=50)["train"] == 4
     assert calls(tmp_path) == {name: 1 + (name in ("train0", "train1")) for name in ALL}
 
-
-# ---- a stop -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_leaves_no_data_set(call, tmp_path, out, workers):
@@ -307,8 +299,6 @@ def test_a_full_disk_ends_with_its_error(call, out, monkeypatch, name):
     assert error.value.errno == errno.ENOSPC and not out.exists()
     assert call() == SIZES and len(load_data(out).train) == 5
 
-
-# ---- a stopped process ------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory):
