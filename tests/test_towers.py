@@ -2,12 +2,12 @@
 
 import json
 from copy import deepcopy
-from pathlib import Path
 
 import open_clip
 import pytest
 import timm
 import torch
+from helpers import assert_equal, outputs, timm_file
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -28,8 +28,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def pixels(mini):
-    scenes = [Image.effect_noise((90, 70), sigma).convert("RGB") for sigma in (10, 60)]
-    return torch.stack([mini.preprocess(s) for s in scenes])
+    return torch.stack([mini.preprocess(Image.effect_noise((90, 70), sigma).convert("RGB")) for sigma in (10, 60)])
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +38,21 @@ def small_clips(tmp_path_factory):
     for name, vision in SMALL.items():
         config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": TEXT}
         (folder / f"{name}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
-    for name in SMALL:
-        torch.manual_seed(1)
-        model = open_clip.create_model(name).eval()
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / f"{name}.safetensors")
-        clips[name] = model, folder / f"{name}.safetensors"
+        open_clip.add_model_config(folder)
+        clips[name] = open_clip.create_model(name).eval(), folder / f"{name}.safetensors"
+        save_file({k: v.contiguous() for k, v in clips[name][0].state_dict().items()}, clips[name][1])
     return clips
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """(timm model with random weights, safetensors file of them)."""
+    return timm_file("resnet10t", tmp_path_factory.mktemp("resnet"))
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    return timm_file("test_vit", tmp_path_factory.mktemp("vit"))
 
 
 class Trap:
@@ -58,22 +65,13 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def timm_file(model_name, folder, **changes):
-    """(timm model with random weights, safetensors file of them)."""
-    model = timm.create_model(model_name, pretrained=False, **changes).eval()
-    path = Path(folder) / f"{model_name}.safetensors"
-    save_file(model.state_dict(), path)
-    return model, path
-
 
 def test_the_folder_loads_with_open_clip_alone():
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{MINI}")
     ids = open_clip.get_tokenizer(f"local-dir:{MINI}")(["a photo of pizza", "a photo of dog face"])
     assert ids.shape == (2, model.context_length) and not torch.equal(ids[0], ids[1])
     stored = load_file(MINI / "open_clip_model.safetensors")
-    assert stored.keys() == model.state_dict().keys()
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, stored[name].float(), rtol=0, atol=0)
+    assert_equal(model.state_dict(), {name: value.float() for name, value in stored.items()})
     assert preprocess(Image.new("RGB", (50, 90))).shape == (3, 128, 128)
 
 
@@ -104,17 +102,15 @@ def test_training_a_tower_leaves_the_clip_as_it_was(pixels):
     tower(pixels)[1].square().sum().backward()
     optimiser.step()
     assert any(not torch.equal(v, before[f"visual.{k}"]) for k, v in tower.trunk.state_dict().items())
-    for name, value in load_clip("mini").model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    assert_equal(load_clip("mini").model.state_dict(), before)
 
 
 @pytest.mark.parametrize("name, grid, channels", [("clipdec-test-rn", (2, 2), 256), ("clipdec-test-vit", (4, 4), 16)])
 def test_open_clip_from_a_file(small_clips, name, grid, channels):
     model, path = small_clips[name]
-    tower = ImageTower(f"open_clip:{name}/{path}")
-    for key, value in model.visual.state_dict().items():
-        assert torch.equal(tower.trunk.state_dict()[key], value), key
-    x = torch.randn(3, 3, *[SMALL[name]["image_size"]] * 2)
+    tower, side = ImageTower(f"open_clip:{name}/{path}"), SMALL[name]["image_size"]
+    assert_equal(tower.trunk.state_dict(), model.visual.state_dict())
+    x = torch.randn(3, 3, side, side)
     tokens, vectors = tower(x)
     assert tower.grid == grid and tokens.shape == (3, grid[0] * grid[1], channels) and tower.num_features == channels
     torch.testing.assert_close(vectors, model.encode_image(x), rtol=0, atol=1e-5)
@@ -123,13 +119,11 @@ def test_open_clip_from_a_file(small_clips, name, grid, channels):
 
 def test_open_clip_resnet_tokens_are_the_last_feature_map(small_clips):
     model, path = small_clips["clipdec-test-rn"]
-    x = torch.randn(2, 3, 64, 64)
-    v = model.visual
+    x, v = torch.randn(2, 3, 64, 64), model.visual
     maps = v.layer4(v.layer3(v.layer2(v.layer1(v.stem(x)))))
     tokens = ImageTower(f"open_clip:clipdec-test-rn/{path}")(x)[0]
-    for row in range(2):
-        for column in range(2):
-            torch.testing.assert_close(tokens[:, 2 * row + column], maps[:, :, row, column], rtol=0, atol=1e-5)
+    for i, (row, column) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        torch.testing.assert_close(tokens[:, i], maps[:, :, row, column], rtol=0, atol=1e-5)
 
 
 def test_open_clip_files_that_cannot_be_loaded(small_clips, tmp_path):
@@ -142,34 +136,28 @@ def test_open_clip_files_that_cannot_be_loaded(small_clips, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("name", ["maxi", "", "mini:x", "open_clip:ViT-B-32", "clip:ViT-B-32/openai"])
-def test_unknown_towers(name):
-    with pytest.raises(ValueError, match="unknown CLIP tower .* known are mini, open_clip:"):
-        ImageTower(name)
+UNKNOWN = "unknown CLIP tower .* known are mini, open_clip:"
 
 
-def test_unknown_models():
-    with pytest.raises(ValueError, match="open_clip has no model 'ViT-Z-1'"):
-        ImageTower("open_clip:ViT-Z-1/openai")
-    with pytest.raises(ValueError, match="timm has no model 'no_such_net'"):
-        ImageTower("timm:no_such_net")
+@pytest.mark.parametrize("name, weights, message", [
+    ("maxi", None, UNKNOWN), ("", None, UNKNOWN), ("mini:x", None, UNKNOWN), ("open_clip:ViT-B-32", None, UNKNOWN),
+    ("clip:ViT-B-32/openai", None, UNKNOWN), ("open_clip:ViT-Z-1/openai", None, "open_clip has no model 'ViT-Z-1'"),
+    ("timm:no_such_net", None, "timm has no model 'no_such_net'"),
+    ("mini", "x.safetensors", "image_weights is for timm towers"),
+])  # fmt: skip
+def test_names_that_are_refused(name, weights, message):
+    with pytest.raises(ValueError, match=message):
+        ImageTower(name, weights)
 
 
-def test_image_weights_are_for_timm(tmp_path):
-    with pytest.raises(ValueError, match="image_weights is for timm towers"):
-        ImageTower("mini", tmp_path / "x.safetensors")
-
-
-KINDS = [  # with a class token; plain; a convolution after the last stage, twice; channels last; no norm inside
-    "test_vit", "resnet10t", "mobilenetv3_small_050", "test_efficientnet", "swin_tiny_patch4_window7_224",
-    "hiera_tiny_224",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("model_name", KINDS)
-def test_timm_from_a_file(model_name, tmp_path):
-    model, path = timm_file(model_name, tmp_path)  # with its classifier, as published weights have one
-    tower = ImageTower(f"timm:{model_name}", path)
+@pytest.mark.parametrize("name", [
+    "test_vit", "resnet10t",  # a ViT with a class token, a network without one
+    "mobilenetv3_small_050", "test_efficientnet",  # whose last stage is followed by a convolution
+    "swin_tiny_patch4_window7_224", "hiera_tiny_224",  # channels last, tokens without a norm of intermediates
+])  # fmt: skip
+def test_timm_from_a_file(name, tmp_path):
+    model, path = timm_file(name, tmp_path)  # with its classifier, as published weights have one
+    tower = ImageTower(f"timm:{name}", path)
     x = tower.preprocess(Image.effect_noise((80, 60), 40).convert("RGB"))[None]
     tokens, vectors = tower(x)
     with torch.no_grad():
@@ -177,25 +165,24 @@ def test_timm_from_a_file(model_name, tmp_path):
         if features.ndim == 3:
             expected = features[:, getattr(model, "num_prefix_tokens", 0) :]
         else:
-            expected = features.flatten(1, 2) if model_name.startswith("swin") else features.flatten(2).mT
+            expected = features.flatten(1, 2) if name.startswith("swin") else features.flatten(2).mT
         torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(vectors, model.forward_head(features, pre_logits=True), rtol=0, atol=1e-5)
-    assert tokens.shape == (1, tower.grid[0] * tower.grid[1], model.num_features)
+    assert tokens.shape == (1, tower.grid[0] * tower.grid[1], tower.num_features)
     assert tower.num_features == model.num_features
 
 
-def test_the_preprocessing_is_the_towers_own_and_keeps_the_whole_image(tmp_path):
-    _, path = timm_file("resnet10t", tmp_path)
-    tower = ImageTower("timm:resnet10t", path)
+def test_the_preprocessing_is_the_towers_own_and_keeps_the_whole_image(resnet):
+    tower = ImageTower("timm:resnet10t", resnet[1])
     config = timm.data.resolve_model_data_config(tower.trunk)
     photo = Image.new("RGB", (400, 100), "white")
     photo.paste((255, 0, 0), (0, 0, 40, 100))  # what a centre crop would cut off
     pixels = tower.preprocess(photo)
     assert pixels.shape == config["input_size"]
     mean, std = (torch.tensor(config[k])[:, None] for k in ("mean", "std"))
-    middle = config["input_size"][1] // 2
-    expected = (torch.tensor([[1.0, 1], [0, 1], [0, 1]]) - mean) / std
-    torch.testing.assert_close(pixels[:, middle, [3, -3]], expected, rtol=0, atol=1e-5)
+    red_and_white = torch.tensor([[1.0, 1], [0, 1], [0, 1]])
+    found = pixels[:, config["input_size"][1] // 2, [3, -3]]
+    torch.testing.assert_close(found, (red_and_white - mean) / std, rtol=0, atol=1e-5)
 
 
 def test_open_clip_keeps_the_whole_image(small_clips):
@@ -212,47 +199,45 @@ def test_a_network_without_a_map_of_features_is_named(tmp_path):
         ImageTower("timm:crossvit_tiny_240", path)
 
 
-def test_weights_by_order(tmp_path):
-    model, path = timm_file("resnet10t", tmp_path)
-    renamed = {f"layer{i:03}": v for i, v in enumerate(model.state_dict().values())}
-    torch.save(renamed, tmp_path / "renamed.pth")  # as it is in the network's order; safetensors sorts names
+def test_weights_by_order(resnet, tmp_path):
+    (model, path), renamed = resnet, tmp_path / "renamed.pth"
+    weights = {f"layer{i:03}": v for i, v in enumerate(model.state_dict().values())}
+    torch.save(weights, renamed)  # as it is in the network's order; safetensors sorts names
     with pytest.raises(ValueError, match="lacks .* if only names differ, set image_weights_by_order"):
-        ImageTower("timm:resnet10t", tmp_path / "renamed.pth")
-    by_order = ImageTower("timm:resnet10t", tmp_path / "renamed.pth", by_order=True)
-    assert tower_key(by_order) == tower_key(ImageTower("timm:resnet10t", path))
+        ImageTower("timm:resnet10t", renamed)
+    found, expected = ImageTower("timm:resnet10t", renamed, by_order=True), ImageTower("timm:resnet10t", path)
+    assert tower_key(found) == tower_key(expected)
 
 
 @pytest.mark.parametrize("change, message", [
     (lambda items: items[:-1], "holds .* tensors, the network .*: they cannot be matched by order"),
     (lambda items: items[1:] + items[:1], "does not fit timm:resnet10t: Tensor size mismatch conv1.0.weight"),
 ])  # fmt: skip
-def test_weights_whose_order_does_not_fit(tmp_path, change, message):
-    model, _ = timm_file("resnet10t", tmp_path)
-    torch.save(dict(change([(f"x.{k}", v) for k, v in model.state_dict().items()])), tmp_path / "other.pth")
+def test_weights_whose_order_does_not_fit(resnet, tmp_path, change, message):
+    torch.save(dict(change([(f"x.{k}", v) for k, v in resnet[0].state_dict().items()])), tmp_path / "other.pth")
     with pytest.raises(ValueError, match=message):
         ImageTower("timm:resnet10t", tmp_path / "other.pth", by_order=True)
 
 
-def test_timm_checkpoints_of_torch(tmp_path):
-    model, path = timm_file("test_vit", tmp_path)
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "nested.pth")
-    torch.save(model.state_dict(), tmp_path / "plain.pth")
-    keys = {tower_key(ImageTower("timm:test_vit", p)) for p in (path, tmp_path / "nested.pth", tmp_path / "plain.pth")}
-    assert len(keys) == 1  # the same weights
+def test_timm_checkpoints_of_torch(vit, tmp_path):
+    (model, path), nested, plain = vit, tmp_path / "nested.pth", tmp_path / "plain.pth"
+    torch.save({"state_dict": model.state_dict()}, nested)
+    torch.save(model.state_dict(), plain)
+    assert len({tower_key(ImageTower("timm:test_vit", file)) for file in (path, nested, plain)}) == 1
 
 
-def test_timm_checkpoints_that_do_not_fit(tmp_path):
-    _, path = timm_file("test_vit", tmp_path)
-    with pytest.raises(ValueError, match=r"does not fit timm:resnet10t: it lacks \d+ tensors"):
-        ImageTower("timm:resnet10t", path)
-    _, larger = timm_file("test_vit", tmp_path, img_size=320)
-    with pytest.raises(ValueError, match="does not fit timm:test_vit"):
-        ImageTower("timm:test_vit", larger)
-    state = load_file(path)
+def test_timm_checkpoints_that_do_not_fit(vit, tmp_path):
+    state = load_file(vit[1])
     state.pop("norm.weight")
     save_file(state, tmp_path / "part.safetensors")
-    with pytest.raises(ValueError, match="lacks 1 tensors, such as norm.weight"):
-        ImageTower("timm:test_vit", tmp_path / "part.safetensors")
+    larger = timm_file("test_vit", tmp_path, img_size=320)[1]
+    for name, path, message in (
+        ("timm:resnet10t", vit[1], r"does not fit timm:resnet10t: it lacks \d+ tensors"),
+        ("timm:test_vit", larger, "does not fit timm:test_vit"),
+        ("timm:test_vit", tmp_path / "part.safetensors", "lacks 1 tensors, such as norm.weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ImageTower(name, path)
 
 
 def test_timm_files_that_are_no_checkpoints(tmp_path):
@@ -292,19 +277,15 @@ def test_towers_in_mixed_precision(mini, pixels, dtype):
     assert torch.nn.functional.cosine_similarity(low_vectors.float(), vectors).min() > 0.99
 
 
-def test_a_tower_compiles(tmp_path):
-    _, path = timm_file("resnet10t", tmp_path)
-    tower = ImageTower("timm:resnet10t", path)
-    x = torch.randn(2, 3, 64, 64)
-    for ours, compiled in zip(tower(x), torch.compile(tower, backend="aot_eager", fullgraph=True)(x)):
-        torch.testing.assert_close(compiled, ours, rtol=0, atol=1e-4)
+def test_a_tower_compiles(resnet):
+    tower, x = ImageTower("timm:resnet10t", resnet[1]), torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(tower, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), tower(x), rtol=0, atol=1e-4)
     torch.compiler.reset()
 
 
-def test_convolutions_are_channels_last(tmp_path):
-    _, path = timm_file("resnet10t", tmp_path)
-    tower = ImageTower("timm:resnet10t", path)
-    seen = []
-    tower.trunk.layer1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+def test_convolutions_are_channels_last(resnet):
+    tower = ImageTower("timm:resnet10t", resnet[1])
+    maps = outputs(tower.trunk.layer1)
     tower(torch.randn(2, 3, 64, 64))
-    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
+    assert maps[0].is_contiguous(memory_format=torch.channels_last) and not maps[0].is_contiguous()
