@@ -20,9 +20,15 @@ class Faster:
     def layer(self, queries, k, v, need_attention=False):
         if torch.is_grad_enabled():
             return super().layer(queries, k, v, need_attention)
-        plain, count = super().layer, max(1, PAIRS // max(1, len(k)))
-        logits, maps = zip(*[plain(part, k, v, need_attention) for part in queries.split(count)])
-        return torch.cat(logits, 1), torch.cat(maps, 1) if need_attention else None
+        images, labels, tokens = len(k), len(queries), k.shape[2]
+        logits = k.new_empty(images, labels)  # before all else: what is kept must not lie between what is thrown away
+        maps = k.new_empty(images, labels, tokens) if need_attention else None
+        size = max(1, PAIRS // max(1, images))
+        for part in (slice(first, first + size) for first in range(0, labels, size)):
+            logits[:, part], looked = super().layer(queries[part], k, v, need_attention)
+            if need_attention:
+                maps[:, part] = looked
+        return logits, maps
 
     def attend(self, x, k, v):
         """Each head's values go through their part of attention_out before they are mixed: less work for few tokens."""
