@@ -184,7 +184,8 @@ class Panel(Controls):
 
     def _show_bars(self, names, probabilities, true):
         """A button and a bar for each of the best labels. The one that is chosen stays while it is shown."""
-        shown = [i for i, name in enumerate(names) if i < TOP or self.pinned == (self.number, name)]
+        number = self.number
+        shown = [i for i, name in enumerate(names) if i < TOP or self.pinned == (number, name)]
         labels = [names[i] for i in shown]
         kinds = [self.space.kind(name) for name in labels]
         self.bars.value = render.bars([i + 1 for i in shown], kinds, probabilities[shown], self.threshold.value)
