@@ -16,7 +16,7 @@ demo: data
 	$(BIN)/papermill notebooks/04_train.ipynb runs/04_train.ipynb
 	@$(BIN)/python -c "import json; from clipdec.evaluation import result_table; print(result_table(json.load(open('runs/emoji/metrics.json'))))"
 
-# Two processes: the unit tests, and the notebooks, which train the run that the browser then looks at.
+# Two processes of one thread: the unit tests, and the notebooks, which train the run that the browser then looks at.
 test: $(VENV)/.installed-test data
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-units test-pages
 
@@ -24,7 +24,7 @@ test-units:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore $(BROWSER)
 
 test-pages:
-	$(BIN)/python -m pytest --nbval notebooks $(BROWSER)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval notebooks $(BROWSER)
 
 bench: $(VENV)/.installed-test data
 	$(BIN)/python -m benchmarks
