@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from clipdec.labels import LabelSpace
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOT = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()  # where relative paths start
-DATA = ROOT / "data"
+HOME = Path(os.environ.get("CLIPDEC_HOME") or ROOT)  # where data/ and runs/ are
+DATA = HOME / "data"
 PREPARE = {"emoji": "python -m data_prep.emoji_scenes"}  # how a data set known by name is prepared
 
 

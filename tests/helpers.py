@@ -16,8 +16,12 @@ from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.run_folder import read_history as history  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
-processes = multiprocessing.get_context("forkserver")  # each is forked from one that has imported all, and done nothing
-processes.set_forkserver_preload(["clipdec.training.__main__"])
+METHODS = multiprocessing.get_all_start_methods()
+START_METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
+processes = multiprocessing.get_context(START_METHOD)
+if START_METHOD == "forkserver":  # each is forked from one that has imported all, and done nothing
+    processes.set_forkserver_preload(["clipdec.training.__main__"])
+needs_fork = pytest.mark.skipif("fork" not in METHODS, reason="this system forks no processes")
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from clipdec.data import ROOT
+from clipdec.data import HOME
 
 PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
 
@@ -150,7 +150,7 @@ class Config:
     def path(self, name):
         """The path in setting `name`, from the repository's root, or None."""
         value = getattr(self, name)
-        return None if value is None else ROOT / Path(value).expanduser()
+        return None if value is None else HOME / Path(value).expanduser()
 
 
 def without_switches(settings):
