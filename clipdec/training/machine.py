@@ -3,15 +3,10 @@
 import importlib.metadata
 import math
 import platform
-import sys
 
-import psutil
 import torch
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+from clipdec.training.memory import peak_resident_mb
 
 
 def peak_memory_mb(device="cpu"):
@@ -19,16 +14,6 @@ def peak_memory_mb(device="cpu"):
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e6
     return peak_resident_mb()
-
-
-def peak_resident_mb(children=False):
-    """Peak resident memory in MB of this process, or of the largest of its `children` that have ended, which Windows
-    does not tell: 0.
-    """
-    if resource is None:
-        return 0.0 if children else psutil.Process().memory_info().peak_wset / 1e6
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def duration(seconds):
