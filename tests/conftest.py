@@ -1,9 +1,4 @@
-"""What the tests share: a small prepared data set and short runs on it. Nothing here or in them needs a network."""
-
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub and datasets are imported, so before all else
-os.environ["HF_DATASETS_OFFLINE"] = "1"
+"""What the tests share: a small prepared data set and short runs on it."""
 
 import pytest
 import torch
@@ -45,8 +40,3 @@ def tiny_run(train, tmp_path_factory):
     """(run folder, contents of metrics.json) of a run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     return folder, train(folder, epochs=2)
-
-
-def pytest_collection_modifyitems(items):
-    """The browser comes last: by then the notebooks have trained the run that it looks at."""
-    items.sort(key=lambda item: item.path.name == "test_browser.py")

@@ -47,8 +47,8 @@ def printed(*notebooks):
         sources = [cell.source for cell in cells if cell.cell_type == "code"]
         joined.cells += [nbformat.v4.new_code_cell(source) for source in (*sources, "%reset -f")]
         joined.metadata = node.metadata
-    texts = [""]
-    for cell in papermill.execute_notebook(joined, None, cwd=str(ROOT), progress_bar=False).cells:
+    texts, options = [""], {"cwd": str(ROOT), "progress_bar": False, "start_timeout": 600}
+    for cell in papermill.execute_notebook(joined, None, **options).cells:
         texts[-1] += "".join(o.text for o in cell.get("outputs", []) if o.output_type == "stream")
         if cell.source == "%reset -f":
             texts.append("")
