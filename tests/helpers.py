@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -23,6 +24,14 @@ if START_METHOD == "forkserver":  # each is forked from one that has imported al
     processes.set_forkserver_preload(["clipdec.training.__main__"])
 needs_fork = pytest.mark.skipif("fork" not in METHODS, reason="this system forks no processes")
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+
+
+def wait_until(ready, running=lambda: True):
+    """Return once `ready()`. Ten minutes, more than the busiest machine takes, guard against hanging."""
+    end = time.monotonic() + 600
+    while not ready():
+        assert running() and time.monotonic() < end, "what was waited for does not come"
+        time.sleep(0.05)
 
 
 def results(metrics):
