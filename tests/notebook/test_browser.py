@@ -25,7 +25,7 @@ from playwright.sync_api import expect, sync_playwright
 from clipdec.data import HOME
 from data_prep.emoji_scenes import draw
 
-GUARD = 600_000  # ms, against hanging only: a busy machine is slow
+GUARD = 600_000  # ms, against hanging only
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 UPLOADS = '{"websocket_max_message_size": 104857600}'  # as in the Makefile
 SCENE = 725  # the test image of the screenshot
@@ -33,7 +33,7 @@ RATES = ["base rate, seen", "base rate, other"]
 NASTY = '<img src=x onerror="document.title=1234">'
 WANT = "left out, for want of Chromium: nothing was tested in a browser; on Debian `apt install chromium`"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WANT)
-expect.set_options(timeout=GUARD)
+expect.set_options(timeout=GUARD / 4)
 
 
 def answers(port):
@@ -199,7 +199,8 @@ def encoded(image, kind="PNG", **options):
 
 def start():
     """Where the slider of the threshold stands at first: at what val decided on."""
-    return round(json.loads((HOME / "runs" / "emoji" / "metrics.json").read_text(encoding="utf8"))["calibration"]["threshold"], 2)
+    metrics = json.loads((HOME / "runs" / "emoji" / "metrics.json").read_text(encoding="utf8"))
+    return round(metrics["calibration"]["threshold"], 2)
 
 
 def test_the_notebook_runs_in_jupyterlab(lab):
