@@ -59,7 +59,7 @@ def _reason(error):
         return "missing"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "too large"
-    return next((word for word in ("truncated", "empty", "HEIC") if word in str(error)), "unreadable")
+    return next((word for word in ("truncated", "empty", "HEIC") if word.lower() in str(error).lower()), "unreadable")
 
 
 def _opened(image, short_side):
