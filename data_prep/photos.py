@@ -142,10 +142,10 @@ def _find(plan, root):
 def parser(doc, out=None):
     """An ArgumentParser with the options that all scripts share."""
     options = script.parser(doc, out)
-    options.add_argument("--size", type=int, default=256, help="short side of the stored images, px")
-    options.add_argument("--val", type=float, default=0.1, help="share of the train images that becomes val")
-    options.add_argument("--seed", type=int, default=0, help="seed of every random choice")
-    options.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read images")
+    options.add_argument("--size", type=script.count, default=256, help="short side of the stored images, px")
+    options.add_argument("--val", type=script.share, default=0.1, help="share of the train images that becomes val")
+    options.add_argument("--seed", type=script.seed, default=0, help="seed of every random choice")
+    options.add_argument("--workers", type=script.count, default=os.cpu_count(), help="processes that read images")
     return options
 
 
@@ -153,8 +153,6 @@ def parser(doc, out=None):
 def run(options):
     """The parsed command line, for the work of a script; its error becomes a message that says what to do."""
     args = options.parse_args()
-    if args.size < 1 or args.workers < 1 or not 0 <= args.val < 1:
-        options.error("--size and --workers must be at least 1, --val from 0 to below 1")
     fail = lambda text: sys.exit(f"{options.prog}: {text}")
     with script.messages(fail, "stopped: the same command goes on from here"):
         yield args
