@@ -19,7 +19,7 @@ from data_prep.names import image_path, one_spelling, relabel
 from data_prep.tables import read_rows
 
 FLAGS = dict.fromkeys(("1", "1.0", "true", "yes"), True) | dict.fromkeys(("0", "0.0", "false", "no"), False)
-LIST = re.compile(r"\[\s*(['\"].*)?\]")  # as Python writes it
+LIST = re.compile(r"[\[({]\s*(['\"].*)?[\])}]")  # as Python writes it
 
 
 def read_table(path):

@@ -68,18 +68,23 @@ def _item(feature):
 
 
 def read_labels(rows, column, limit):
-    """[(index, label names)] of the first rows; their images are not read."""
+    """[(index, label names)] of the first rows; their images are not read. Raises ValueError for an unknown class."""
     feature, found = label_feature(rows.features, column), []
-    name = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
+    classes = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
     rows = rows.select_columns(column.split(".")[0])
     for index, row in enumerate(tqdm(rows.take(limit) if limit else rows, desc="labels", unit=" rows")):
         values = {v for v in reduce(_enter, column.split("."), row) or [] if v not in (None, -1)}  # -1: not annotated
-        found.append((index, sorted(map(name, values))))
+        if classes and (odd := values - classes.keys()):
+            fault = f"the class {min(odd)}, but its {len(classes)} classes are 0 to {len(classes) - 1}"
+            raise ValueError(f"row {index} of the column {column!r} has {fault}: choose another --labels-column")
+        found.append((index, sorted(classes[value] for value in values) if classes else sorted(values)))
     return found
 
 
 def _enter(value, key):
-    return [v[key] for v in value] if isinstance(value, list) else value[key]
+    if isinstance(value, list):
+        return [v[key] for v in value if v is not None]
+    return None if value is None else value[key]
 
 
 class Images:

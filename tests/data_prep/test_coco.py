@@ -170,7 +170,7 @@ FAULTS = {
     "empty file": (lambda f: f.write_text(""), INVALID), "a list": (lambda f: f.write_text("[1, 2]"), INVALID),
     "another folder": (lambda f: (f.parents[1] / "val2017").rename(f.parents[1] / "val"), NO_FOLDER),
     "no annotations": (partial(edit, lambda c: c.pop("annotations")), INVALID + ": it has no list 'annotations'"),
-    "captions": (partial(edit, lambda c: c["annotations"][0].pop("category_id")), "entry 1 of 'ann.* has no category_id"),
+    "captions": (other("annotations", category_id=None), INVALID + ": entry 1 of 'annotations' has no category_id"),
     "an unknown class": (other("annotations", category_id=5000), "id 5000, which none of 'categories' has"),
     "an unknown image": (other("annotations", image_id=5000), "id 5000, which none of 'images' has"),
     "a text id": (other("annotations", image_id="889"), "id '889', which none of 'images' has; it is 889 there"),
@@ -180,7 +180,7 @@ FAULTS = {
     "a name that is a number": (other("categories", name=7), INVALID + ": entry 1 of 'categories' has the name 7"),
     "an id of two classes": (added("categories", id=3, name="tree"), "the id 3 is that of bicycle and of tree"),
     "an id of two images": (added("images", id=889, file_name="other.jpg"), TWO_FILES),
-    "a class beside its parts": (added("categories", id=999, name="cat,dog"), "'cat,dog' would be a label beside 'cat'"),
+    "a class beside its parts": (added("categories", id=999, name="cat,dog"), "'cat,dog' would be a label"),
     "lacking classes": (partial(edit, lambda c: c.update(categories=c["categories"][:60], annotations=[])), LACKING),
     "a path upwards": (other("images", file_name="../../secret.jpg"), "outside its folder"),
 }

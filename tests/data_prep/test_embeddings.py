@@ -143,10 +143,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         convert(words(tmp_path), ["red"], tmp_path / "out.vec")
     assert (tmp_path / "out.vec").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.vec", "words.txt"]
 
 
 @pytest.mark.parametrize("name, text, message", [
-    ("words.txt", "red\noak\nRED\n", "is there already"), ("words.txt", "zebra\n", "no vector for a word of 1 names: zebra"),
+    ("words.txt", "red\noak\nRED\n", "is there already"),
+    ("words.txt", "zebra\n", "no vector for a word of 1 names: zebra"),
     ("words.txt", "# none\n", "holds no name"), ("none.txt", "red\n", "none.txt"),
 ])
 def test_an_error_is_a_message(tmp_path, capsys, name, text, message):

@@ -141,7 +141,7 @@ FAULTS = {  # (file, change of its lines, message)
     "an annotation too few": (SKY, lambda x: x[:-1], f"{SKY} and {IMAGES} differ in length"),
     "an image too few": (IMAGES, lambda x: x[:-1], rf"{IMAGES} differ in length \(3 images\)"),
     "an image elsewhere": (IMAGES, lambda x: ["..\\..\\secret.jpg", *x[1:]], "outside its folder"),
-    "an image in both lists": (IMAGES, lambda x: [*x[:3], "actor\\0001_11.jpg"], f"{TWICE}/0001_11.jpg .*train and of test"),
+    "an image in both lists": (IMAGES, lambda x: [*x[:3], "actor\\0001_11.jpg"], f"{TWICE}/0001_11.jpg .*train and"),
     "an image twice": (IMAGES, lambda x: [x[0], *x[:3]], f"{TWICE}/0003_21.jpg in the list of test:"),
     "a foreign tag": (TAG_LIST, lambda x: [*x[:-1], "zeppelin"], "2 differ from .*seen925.txt, such as .*zeppelin"),
     "a foreign concept": (CONCEPTS, lambda x: [*x[:-1], "zeppelin"], "differ from data_prep/splits/nus_wide_"),
