@@ -117,12 +117,14 @@ def test_a_row_without_labels_has_none(script, tmp_path):
 
 def test_a_row_without_objects_has_none(script, tmp_path):
     change = lambda split, i, row: row | {"objects": None if (split, i) == ("test", 0) else row["objects"]}
-    assert contents(script(parquet(tmp_path, OBJECTS, change=change), *CATEGORY))[0] == ("test 0", shade("test", 0), set())
+    data = script(parquet(tmp_path, OBJECTS, change=change), *CATEGORY)
+    assert contents(data)[0] == ("test 0", shade("test", 0), set())
 
 
 def test_an_unknown_class_is_named(script, tmp_path):
     source = parquet(tmp_path, CLASSES, change=lambda split, i, row: row | {"labels": [i, *row["labels"]]})
-    refused("row 4 of the column 'labels' has the class 4, but its 4 classes are 0 to 3", tmp_path / "out", script, source)
+    message = "row 4 of the column 'labels' has the class 4, but its 4 classes are 0 to 3"
+    refused(message, tmp_path / "out", script, source)
 
 
 def test_labels_are_cleaned_and_joined(script, tmp_path, capsys):
