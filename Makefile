@@ -14,7 +14,7 @@ SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
 
 demo: data
 	$(BIN)/papermill notebooks/04_train.ipynb runs/04_train.ipynb
-	@$(BIN)/python -c "import json; from clipdec.evaluation import result_table; print(result_table(json.load(open('runs/emoji/metrics.json'))))"
+	@$(BIN)/python -c "import json; from clipdec.training.report import result_table; print(result_table(json.load(open('runs/emoji/metrics.json'))))"
 
 # Two processes of one thread: the unit tests, and the notebooks, which train the run that the browser then looks at.
 test: $(VENV)/.installed-test data

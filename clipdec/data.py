@@ -1,22 +1,23 @@
 """Prepared data sets: images, label indices and a label space, opened from one folder."""
 
-import io
+import hashlib
 import json
+import os
 import random
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torchvision.transforms.v2.functional import to_pil_image
 
+from clipdec.images import open_image
 from clipdec.labels import LabelSpace
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOT = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()  # where relative paths start
-DATA = ROOT / "data"
+HOME = Path(os.environ.get("CLIPDEC_HOME") or ROOT).expanduser().resolve()  # where data/ and runs/ are
+DATA = HOME / "data"
 PREPARE = {"emoji": "python -m data_prep.emoji_scenes"}  # how a data set known by name is prepared
 
 
@@ -24,7 +25,8 @@ PREPARE = {"emoji": "python -m data_prep.emoji_scenes"}  # how a data set known 
 class Split:
     """Images of one split: `split[i]` is (RGB PIL image, multi-hot labels [L]); `targets` [M, L] are those of all.
 
-    `rows` is the stored table, memory-mapped, and `index` [M] says which of its rows are the split's, in order.
+    `rows` is the stored table, memory-mapped, `stored` a text that stands for its contents, and `index` [M] says which
+    of its rows are the split's, in order.
     Raises ValueError that names the image if a file cannot be decoded.
     """
 
@@ -32,6 +34,7 @@ class Split:
     rows: datasets.Dataset
     targets: torch.Tensor
     index: torch.Tensor
+    stored: str
 
     def __len__(self):
         return len(self.index)
@@ -45,7 +48,7 @@ class Split:
         if cell["bytes"] is None:  # a path stored in a data set is not followed
             raise ValueError(f"{name} is not stored in the data set: prepare the data again")
         try:
-            return open_image(io.BytesIO(cell["bytes"]), name)
+            return open_image(cell["bytes"], name)
         except ValueError as error:
             raise ValueError(f"{error}: prepare the data again without it") from None
 
@@ -66,17 +69,26 @@ class Data:
     labels: LabelSpace
     info: dict
 
+    @cached_property
+    def fingerprint(self):
+        """A text that is another one if any image, any label of one or any name is another."""
+        found = hashlib.sha256(json.dumps([self.labels.seen, self.labels.unseen]).encode())
+        for split in (self.train, self.val, self.test):
+            for part in (split.stored.encode(), split.index.numpy(), split.targets.numpy()):
+                found.update(part)
+        return found.hexdigest()[:16]
+
 
 def load_data(name_or_folder="emoji"):
     """The Data of a prepared data set: `emoji`, or a folder that a script of data_prep wrote (a relative path starts in
-    the working directory, or else in the repository).
+    the working directory, or else in HOME).
 
     Raises: FileNotFoundError if the folder is missing or not prepared, ValueError if its labels contradict each other.
     """
     known = PREPARE.get(str(name_or_folder))
     folder = DATA / name_or_folder if known else Path(name_or_folder).expanduser()
     if not folder.is_dir():
-        folder = ROOT / folder
+        folder = HOME / folder
     remedy = "prepare it with a script of data_prep, or give another folder"
     if known:
         remedy = f"run `{known} --out {folder}`"
@@ -88,7 +100,7 @@ def load_data(name_or_folder="emoji"):
     try:
         info = json.loads((folder / "labels.json").read_text(encoding="utf8"))
         names = info.pop("seen"), info.pop("unseen")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = "does not hold lists of seen and unseen names"
         raise ValueError(f"{folder / 'labels.json'} {wanted} ({error}): {remedy}") from None
     labels = LabelSpace(*names)
@@ -107,7 +119,7 @@ def _split(table, name, count):
             raise ValueError(f"{name} holds {found}: prepare the data again")
         row[indices] = True
     images = table.cast_column("image", datasets.Image(decode=False))
-    return Split(name, images, targets, torch.arange(len(table)))
+    return Split(name, images, targets, torch.arange(len(table)), table._fingerprint)
 
 
 def split_seen(labels, count, seed=0):
@@ -128,28 +140,3 @@ def hold_out(data, count=81, seed=0):
     clean = (~train.targets[:, trained:].any(1)).nonzero().flatten()
     labels = LabelSpace(names[:trained], names[trained:])
     return replace(data, train=train.select(clean), val=val, test=val, labels=labels)
-
-
-def open_image(image, name=None, largest=None):
-    """An upright RGB image from a path, a file object, a PIL image, an array or a tensor.
-
-    Args:
-        image: path, file object, PIL image, array [H, W] or [H, W, 3], or tensor [3, H, W], of uint8 or floats in 0..1.
-        name: what an error calls it, by default its path.
-        largest: height and width in px to scale a larger file down to. Of a large JPEG only that much is decoded.
-
-    Raises: ValueError if it cannot be read.
-    """
-    try:
-        if isinstance(image, (np.ndarray, torch.Tensor)):
-            name = name or f"the array of {image.dtype} {list(image.shape)}"
-            image = to_pil_image(image)
-        opened = image.copy() if isinstance(image, Image.Image) else Image.open(image)
-        if largest:
-            opened.thumbnail((largest, largest))
-        opened = ImageOps.exif_transpose(opened)  # photos say in EXIF which side is up
-        if not opened.width * opened.height:
-            raise ValueError("it has no pixels")
-        return opened.convert("RGB")
-    except (OSError, ValueError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name or image} cannot be read as an image: {error}") from None

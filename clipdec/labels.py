@@ -1,39 +1,77 @@
-"""Label names: the seen and the unseen ones, the sentence that lists an image's, and what leaks between them."""
+"""Label names: how they are read and compared, the seen and the unseen ones, and an image's sentence."""
 
-from collections import Counter
+import unicodedata
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from pathlib import Path
 
-import snowballstemmer
-import torch
+NO_LABEL = {"", "-", "nan", "none", "null", "n/a"}  # what tables hold where there is no label, casefolded
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))  # spaces without width, soft hyphen
 
-STEM = snowballstemmer.stemmer("english").stemWord
-IRREGULAR = {
-    "people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth",
-    "geese": "goose", "mice": "mouse", "oxen": "ox", "ran": "run", "swam": "swim",
-}  # fmt: skip
+
+def clean_name(name):
+    """A name as it is kept: in Unicode's form NFC, one space between words, nothing invisible."""
+    return " ".join(unicodedata.normalize("NFC", name.translate(INVISIBLE)).split())
+
+
+def same_name(name):
+    """What names are compared by: two of one key are one label, as a text tower gives them one vector."""
+    return clean_name(clean_name(name).casefold())
+
+
+def read_text(path):
+    """The text of a file in UTF-8, UTF-16 with its mark, or else Windows' cp1252. Raises ValueError for other bytes."""
+    data = Path(path).expanduser().read_bytes()
+    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    for encoding in ["utf-16"] if utf16 else ["utf-8-sig", "cp1252"]:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    raise ValueError(f"{path} is not a text in UTF-8, UTF-16 or cp1252: save it as UTF-8")
+
+
+def read_names(path):
+    """Names of a list file in order, and of each the last `# heading` above it. Raises ValueError if there is none, or
+    one stands there twice.
+    """
+    names, headings, heading = {}, {}, ""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif name := clean_name(line):
+            if other := names.get(same_name(name)):
+                raise ValueError(f"{path}, line {number}: {name!r} is there already, as {other!r}: name it once")
+            names[same_name(name)], headings[name] = name, heading
+    if not names:
+        raise ValueError(f"{path} holds no name: write one a line")
+    return [*names.values()], headings
 
 
 @dataclass(frozen=True)
 class LabelSpace:
     """The seen labels, which training images carry, and the unseen ones, which none does.
 
-    A label's index is its place in `names`: seen first, then unseen.
-    Raises ValueError for an empty or repeated name, or one that is both seen and unseen.
+    A label's index is its place in `names`: seen first, then unseen. Names are kept as `clean_name` has them.
+    Raises ValueError for names that are empty, or one by `same_name`.
     """
 
     seen: list[str]
     unseen: list[str]
 
     def __post_init__(self):
-        for part, names in (("seen", self.seen), ("unseen", self.unseen)):
-            blank = [i for i, name in enumerate(names) if not isinstance(name, str) or not name.strip()]
-            if blank:
-                raise ValueError(f"label {blank[0]} of the {part} labels is empty: give every label a name")
-            if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
-                raise ValueError(f"repeated among the {part} labels: {', '.join(repeated)}: name each label once")
-        if both := sorted(set(self.seen) & set(self.unseen)):
-            raise ValueError(f"both seen and unseen: {', '.join(both)}: take each of them out of one list")
+        known = {}  # {what names are compared by: (name, part)}
+        for part in ("seen", "unseen"):
+            for i, name in enumerate(getattr(self, part)):
+                if not isinstance(name, str) or same_name(name) in NO_LABEL:
+                    raise ValueError(f"label {i} of the {part} labels, {name!r}, is empty: give every label a name")
+                other, its = known.setdefault(same_name(name), (name, None))
+                if its:
+                    both = name if name == other else f"{name!r} and {other!r}"
+                    where = f"repeated among the {part} labels" if its == part else "both seen and unseen"
+                    raise ValueError(f"{where}: {both}: name each label once, in one list")
+                known[same_name(name)] = name, part
+            object.__setattr__(self, part, [clean_name(name) for name in getattr(self, part)])
+        object.__setattr__(self, "_kinds", {key: part for key, (_, part) in known.items()})
 
     @property
     def names(self):
@@ -41,21 +79,21 @@ class LabelSpace:
 
     def kind(self, name):
         """"seen", "unseen", or "new" for a name that is not of this space."""
-        return self._kinds.get(name, "new")
-
-    @cached_property
-    def _kinds(self):
-        return dict.fromkeys(self.seen, "seen") | dict.fromkeys(self.unseen, "unseen")
+        return self._kinds.get(same_name(name), "new")
 
     @property
     def seen_index(self):
         """Indices of the seen labels, [len(seen)]."""
+        import torch  # here: preparing data needs names, and no torch in any of its processes
+
         return torch.arange(len(self.seen))
 
     @property
     def unseen_index(self):
         """Indices of the unseen labels, [len(unseen)]."""
-        return torch.arange(len(self.seen), len(self.seen) + len(self.unseen))
+        import torch
+
+        return torch.arange(len(self.seen), len(self.names))
 
 
 def join_names(names):
@@ -67,51 +105,3 @@ def sentences(targets, names, prompt="a photo of {}"):
     """Each image's sentence, "a photo of sky, car and road": targets [M, L] are those of the labels `names` [L]."""
     listed = ([names[i] for i in row.nonzero().flatten()] for row in targets)
     return [prompt.replace("{}", join_names(each)) for each in listed]
-
-
-def leakage(labels):
-    """Unseen names that a seen name gives away: its twins, and what kind each is.
-
-    "plural": one is the other's plural by its spelling (cat, cats). "lemma": the same stem or an irregular plural
-    (running, run; person, people). "word": all words of one name are in the other (tiger, tiger face). Case, hyphens
-    and punctuation do not count; a name without a word has no twin.
-
-    Args: labels, a LabelSpace.
-    Returns: {unseen name: [(seen name, kind)]}, only of names that have one.
-    """
-    seen = [(name, _words(name)) for name in labels.seen]
-    twins = {}
-    for name in labels.unseen:
-        kinds = [(other, _twin(_words(name), words)) for other, words in seen]
-        twins[name] = [(other, kind) for other, kind in kinds if kind]
-    return {name: found for name, found in twins.items() if found}
-
-
-def _words(name):
-    words = name.lower().replace("-", " ").replace("_", " ").split()
-    return [word for word in words if any(map(str.isalnum, word))]
-
-
-def _twin(a, b):
-    """The kind of twin that two lists of words are, or None."""
-    if not a or not b:
-        return None
-    if a[:-1] == b[:-1] and (a[-1] in _plurals(b[-1]) or b[-1] in _plurals(a[-1])):
-        return "plural"
-    a, b = ({_lemma(word) for word in words} for words in (a, b))
-    return "lemma" if a == b else "word" if a < b or b < a else None
-
-
-def _plurals(word):
-    """Spellings that the plural of a word may have."""
-    forms = {word + "s", word + "es"}
-    if word.endswith("y"):
-        forms.add(word[:-1] + "ies")
-    if word.endswith(("f", "fe")):
-        forms.add(word.rstrip("e")[:-1] + "ves")
-    return forms
-
-
-@lru_cache(maxsize=None)
-def _lemma(word):
-    return STEM(IRREGULAR.get(word, word))

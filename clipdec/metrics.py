@@ -51,15 +51,6 @@ def precision_recall_f1(scores, targets, k):
     return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
 
 
-def set_figures(predicted, targets):
-    """(P, R, F1) in 0..1 of labels that are predicted by a threshold, counted over all images and labels (micro).
-
-    Args: predicted, targets, bool [M, L]. nan: P where nothing is predicted, R where nothing is true, F1 where both."""
-    hits, guesses, positives = (x.sum().item() for x in (predicted & targets, predicted, targets))
-    f1 = 2 * hits / (guesses + positives) if guesses + positives else NAN
-    return hits / guesses if guesses else NAN, hits / positives if positives else NAN, f1
-
-
 def zsl_report(scores, targets, labels, keep="all"):
     """Zero-shot evaluation: ZSL ranks the unseen labels, GZSL seen and unseen in one list, `seen` the seen labels only.
 

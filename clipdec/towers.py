@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import open_clip
 import timm
 import torch
@@ -47,13 +46,6 @@ def load_clip(name):
     return SimpleNamespace(model=model.eval(), preprocess=preprocess, tokenizer=tokenizer)
 
 
-def label_vectors(names, text_tower="mini", prompt="a photo of {}", label_embeddings=None):
-    """The vectors that labels are asked with, [L, D]: those of a text tower, or of the file `label_embeddings`."""
-    if label_embeddings:
-        return load_label_embeddings(label_embeddings, names)
-    return encode_labels(names, text_tower, prompt)
-
-
 def encode_labels(names, text_tower="mini", prompt="a photo of {}"):
     """CLIP text vectors of labels: each name put into the prompt, encoded, scaled to length 1.
 
@@ -86,24 +78,6 @@ def encode_texts(texts, text_tower="mini", device="cpu"):
     batches = (texts[i : i + 256] for i in range(0, len(texts), 256))
     vectors = [clip.model.encode_text(clip.tokenizer(batch).to(device)).float().cpu() for batch in batches]
     return F.normalize(torch.cat(vectors), dim=-1)
-
-
-def load_label_embeddings(path, names):
-    """Label vectors [L, D] from an .npz with `names` [K] and `vectors` [K, D], in the order of `names`, of length 1.
-
-    Raises ValueError if the file is not such an .npz or lacks a name.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            rows, vectors = [str(n) for n in file["names"]], file["vectors"]
-    except Exception as error:  # numpy and zipfile raise errors of many kinds
-        raise ValueError(f"label_embeddings {path} is not an .npz with `names` and `vectors`: {error}") from None
-    if vectors.ndim != 2 or len(vectors) != len(rows):
-        raise ValueError(f"label_embeddings {path}: {len(rows)} names but vectors of shape {vectors.shape}")
-    row = {name: i for i, name in enumerate(rows)}
-    if missing := [n for n in names if n not in row]:
-        raise ValueError(f"label_embeddings {path} has no vector for {len(missing)} labels: {', '.join(missing)}")
-    return F.normalize(torch.from_numpy(vectors[[row[n] for n in names]]).float(), dim=-1)
 
 
 class ImageTower(nn.Module):

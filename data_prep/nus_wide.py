@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from clipdec.labels import read_names
 from data_prep import photos
-from data_prep.names import SPLITS, read_names
+from data_prep.names import SPLITS
 
 # Of all 107,859 test images; derived from the published label counts, not figures of a paper.
 EXPECTED = {

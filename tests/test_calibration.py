@@ -1,48 +1,17 @@
-"""The offset between seen and unseen labels, and probabilities that mean what they say."""
+"""Probabilities that mean what they say."""
 
 import math
 
 import pytest
 import torch
 
-from clipdec.calibration import OFFSETS, Calibration, best_threshold, fit_calibration, platt, reliability, seen_offset
+from clipdec.calibration import Calibration, best_threshold, fit_calibration, platt
 
 
 def drawn(images, labels, scale, shift, spread=3):
     """Logits, and targets that have the probabilities sigmoid(scale * logit + shift)."""
     logits = spread * torch.randn(images, labels)
     return logits, torch.rand(images, labels) < (scale * logits + shift).sigmoid()
-
-
-def harmonic(logits, targets, unseen, offset, k):
-    """Harmonic mean of R@k of seen and of unseen labels, counted one image at a time."""
-    hits = {True: 0, False: 0}
-    for row, truth in zip(logits.clone(), targets):
-        row[~unseen] -= offset
-        for label in row.argsort(descending=True)[:k].tolist():
-            hits[bool(unseen[label])] += int(truth[label])
-    seen, new = hits[False] / targets[:, ~unseen].sum().item(), hits[True] / targets[:, unseen].sum().item()
-    return 2 * seen * new / (seen + new) if seen + new else 0
-
-
-def test_the_offset_is_the_best_of_all():
-    torch.manual_seed(1)
-    unseen, targets = torch.arange(12) >= 8, torch.rand(60, 12) < 0.2
-    logits = 2.0 * targets + torch.randn(60, 12) + 1.5 * ~unseen  # seen labels are ahead
-    found = seen_offset(logits, targets, unseen)
-    quality = {o: harmonic(logits, targets, unseen, o, 3) for o in OFFSETS.tolist()}
-    assert harmonic(logits, targets, unseen, found, 3) == pytest.approx(max(quality.values())) and found > 0.5
-
-
-def test_of_equal_offsets_the_smallest():
-    targets = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1]]).bool()
-    assert seen_offset(20.0 * targets, targets, torch.arange(4) >= 2, k=2) == 0
-
-
-def test_without_one_kind_there_is_no_offset():
-    unseen = torch.tensor([False, True])
-    for targets in (torch.tensor([[1, 0]]), torch.tensor([[0, 1]]), torch.zeros(1, 2)):
-        assert seen_offset(torch.tensor([[3.0, 1.0]]), targets.bool(), unseen, k=1) == 0
 
 
 def test_platt_finds_the_scale_and_shift_behind_the_labels():
@@ -97,11 +66,3 @@ def test_another_base_rate_moves_probabilities_by_bayes_rule():
     for wrong in (0, 1, -0.1):
         with pytest.raises(ValueError, match="between 0 and 1"):
             fitted.at(wrong)
-
-
-def test_reliability_by_hand():
-    probabilities = torch.tensor([[0.05, 0.15, 0.12], [0.95, 1.0, 0.0]])
-    mean, share, count = reliability(probabilities, torch.tensor([[0, 1, 0], [1, 1, 0]]))
-    assert count.tolist() == [2, 2, 0, 0, 0, 0, 0, 0, 0, 2]
-    assert mean[[0, 1, 9]].tolist() == pytest.approx([0.025, 0.135, 0.975]) and share[[0, 1, 9]].tolist() == [0, 0.5, 1]
-    assert mean[2:9].isnan().all() and share[2:9].isnan().all()

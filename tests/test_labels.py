@@ -1,23 +1,15 @@
-"""Label spaces, what leaks between names, and the vectors of labels against the packaged CLIP called directly."""
+"""Names and how they are compared, label spaces, and label vectors against the packaged CLIP called directly."""
 
-import numpy as np
+import unicodedata
+
 import open_clip
 import pytest
 import torch
 
 from clipdec import LabelSpace, encode_labels
-from clipdec.labels import join_names, leakage
-from clipdec.towers import MINI, load_label_embeddings
-from data_prep.names import SPLITS, read_names
+from clipdec.labels import clean_name, join_names, read_names, read_text, same_name
+from clipdec.towers import MINI
 
-TWINS = {  # kind: unseen and seen names
-    "plural": "cat:cats, flowers:flower, bus:buses, berry:berries, leaf:leaves, knife:knives, horses:horse, Cat:CATS, "
-    "traffic light:traffic lights, hot-dog:hot dogs, boss:bosses, bas:bass, news:new, cat !:cats",
-    "lemma": "running:run, person:people, man:men, fish:fishing, T-shirt:t shirt",
-    "word": "tiger:tiger face, police officer:officer, mountain:sunrise over mountains",
-    "": "plane:airplane, train:rain, person running:person swimming, hot dog:hot tub, zebra:horse, "
-    "-:cat, cat:-, -:_ -, !?:?!",
-}
 NAMES = ["pizza", "dog face", "flag: Japan"]
 close = lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
@@ -27,7 +19,7 @@ def test_seen_labels_come_first():
     assert labels.names == ["b", "a", "d", "c", "e"]
     assert labels.seen_index.tolist() == [0, 1] and labels.unseen_index.tolist() == [2, 3, 4]
     assert [labels.names[i] for i in labels.unseen_index] == labels.unseen
-    assert [labels.kind(name) for name in ("a", "e", "E", "f")] == ["seen", "unseen", "new", "new"]
+    assert [labels.kind(name) for name in ("a", "e", " E", "f")] == ["seen", "unseen", "unseen", "new"]
 
 
 def test_one_part_may_be_empty():
@@ -35,16 +27,51 @@ def test_one_part_may_be_empty():
     assert seen.names == ["a", "b"] and seen.unseen_index.tolist() == [] and unseen.unseen_index.tolist() == [0]
 
 
+SPELLINGS = ["Café au lait", " cafe\u0301  AU\u00a0lait", "café\tau\u200b lait\n", "CAFÉ AU LAIT"]
+
+
+def test_one_name_in_many_spellings():
+    assert {same_name(name) for name in SPELLINGS} == {"café au lait"}
+    assert [clean_name(name) for name in SPELLINGS[:3]] == ["Café au lait", "café AU lait", "café au lait"]
+    assert same_name("STRASSE") == same_name("Straße") and same_name("cat") != same_name("cats")
+    assert same_name("\u1e9b\u0323") == same_name(unicodedata.normalize("NFD", "\u1e9b\u0323"))
+
+
 @pytest.mark.parametrize("seen, unseen, message", [
-    (["a", ""], ["b"], "label 1 of the seen labels is empty"), (["a"], ["  "], "label 0 of the unseen labels is empty"),
-    (["a", None], ["b"], "label 1 of the seen labels is empty"),
-    (["a", "b", "a"], ["c"], "repeated among the seen labels: a"),
-    (["a"], ["c", "d", "d", "c"], "repeated among the unseen labels: c, d"),
-    (["a", "b", "c"], ["c", "d", "a"], "both seen and unseen: a, c"),
+    (["a", ""], ["b"], "label 1 of the seen labels, '', is empty"), (["a"], ["  "], "label 0 of the unseen labels"),
+    (["a", None], ["b"], "label 1 of the seen labels, None, is empty"), (["a", "NaN"], [], "label 1 of the seen"),
+    (["a", "b", "a"], ["c"], "repeated among the seen labels: a: "), (["-"], [], "label 0 of the seen labels, '-'"),
+    (["a"], ["c", "d", "d"], "repeated among the unseen labels: d: "),
+    (["a", "b", "c"], ["d", "b"], "both seen and unseen: b: "),
+    (["x", SPELLINGS[0]], [SPELLINGS[1]], "both seen and unseen: ' cafe.*' and 'Café au lait'"),
+    ([*SPELLINGS[2:]], [], "repeated among the seen labels: 'CAFÉ AU LAIT' and 'café"),
 ])
 def test_label_space_errors(seen, unseen, message):
     with pytest.raises(ValueError, match=message):
         LabelSpace(seen, unseen)
+
+
+def test_a_label_space_keeps_clean_names():
+    labels = LabelSpace(("hot  dog", "a "), [SPELLINGS[1]])
+    assert labels.names == ["hot dog", "a", "café AU lait"] and labels.kind(SPELLINGS[3]) == "unseen"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_list_files(tmp_path, encoding):
+    path = tmp_path / "names.txt"
+    path.write_bytes("# drinks\r\nCafé  au lait\r\n\r\ntea \r\n# animals\r\ncat".encode(encoding))
+    headings = {"Café au lait": "drinks", "tea": "drinks", "cat": "animals"}
+    assert read_names(path) == ([*headings], headings) and read_text(path).startswith("# drinks")
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"\n# only a heading\n", "holds no name"), (b"cat\ndog\n\nCat\n", "line 4: 'Cat' is there already, as 'cat'"),
+    (b"caf\x81", "save it as UTF-8"), (b"\xff\xfea", "save it as UTF-8"),
+])
+def test_list_files_that_are_none(tmp_path, content, message):
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"names.txt.*{message}"):
+        read_names(tmp_path / "names.txt")
 
 
 @pytest.mark.parametrize("count, text", [(1, "sky"), (2, "sky and car"), (3, "sky, car and road")])
@@ -101,49 +128,3 @@ WRONG = {
 def test_wrong_names_prompts_and_towers(message, wrong):
     with pytest.raises(ValueError, match=message):
         encode_labels(**{"names": NAMES} | wrong)
-
-
-def test_embeddings_come_in_the_order_asked_for(tmp_path):
-    rows = 3 * np.random.default_rng(0).standard_normal((3, 5))
-    np.savez(tmp_path / "e.npz", names=np.array(["a", "b", "c"]), vectors=rows)
-    vectors = load_label_embeddings(tmp_path / "e.npz", ["c", "a"])
-    expected = rows[[2, 0]] / np.linalg.norm(rows[[2, 0]], axis=1, keepdims=True)
-    assert vectors.dtype == torch.float32 and vectors.numpy() == pytest.approx(expected, rel=1e-7, abs=1e-6)
-
-
-def test_embeddings_that_lack_a_name(tmp_path):
-    np.savez(tmp_path / "e.npz", names=np.array(["a", "b"]), vectors=np.ones((2, 5)))
-    with pytest.raises(ValueError, match="no vector for 2 labels: x, y"):
-        load_label_embeddings(tmp_path / "e.npz", ["x", "a", "y"])
-
-
-def test_files_that_are_no_embeddings(tmp_path):
-    class Trap:  # writes a file when it is unpickled
-        def __reduce__(self):
-            return open, (str(tmp_path / "sprung"), "w")
-    np.savez(tmp_path / "no_vectors.npz", names=np.array(["a"]))
-    np.savez(tmp_path / "shape.npz", names=np.array(["a", "b"]), vectors=np.ones((3, 5)))
-    np.savez(tmp_path / "flat.npz", names=np.array(["a", "b"]), vectors=np.ones(2))
-    np.savez(tmp_path / "pickled.npz", names=np.array(["a", Trap()], dtype=object), vectors=np.ones((2, 5)))
-    np.save(tmp_path / "array.npy", np.ones((2, 5)))
-    (tmp_path / "text.npz").write_text("a 0.1 0.2")
-    (tmp_path / "empty.npz").touch()
-    whole = (tmp_path / "shape.npz").read_bytes()
-    (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
-    for path in [*tmp_path.iterdir(), tmp_path / "missing.npz"]:
-        with pytest.raises(ValueError, match=f"label_embeddings .*{path.name}"):
-            load_label_embeddings(path, ["a"])
-    assert not (tmp_path / "sprung").exists()
-
-
-@pytest.mark.parametrize("pair, kind", [(pair, kind) for kind, pairs in TWINS.items() for pair in pairs.split(", ")])
-def test_leakage_names_the_twins(pair, kind):
-    unseen, seen = pair.split(":")
-    assert leakage(LabelSpace([seen, "violin"], [unseen])) == ({unseen: [(seen, kind)]} if kind else {})
-
-
-def test_nus_wide_has_31_plural_twins():
-    labels = LabelSpace(*(read_names(SPLITS / f"nus_wide_{part}.txt")[0] for part in ("seen925", "unseen81")))
-    plural = {name: seen for name, found in leakage(labels).items() for seen, kind in found if kind == "plural"}
-    some = {"cat": "cats", "bear": "bears", "flowers": "flower", "leaf": "leaves", "valley": "valleys"}
-    assert len(plural) == 31 and some.items() <= plural.items()

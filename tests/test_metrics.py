@@ -8,7 +8,7 @@ from torchmetrics.functional.classification import multilabel_average_precision
 
 from clipdec import LabelSpace
 from clipdec.comparison.statistics import resampled_map
-from clipdec.metrics import average_precision, precision_recall_f1, set_figures, zsl_report
+from clipdec.metrics import average_precision, precision_recall_f1, zsl_report
 
 LABELS = LabelSpace([f"s{i}" for i in range(7)], [f"u{i}" for i in range(6)])
 
@@ -94,17 +94,6 @@ def test_k_at_its_edges():
 
 def test_predictions_that_are_all_wrong():
     assert precision_recall_f1([[2.0, 1.0]], [[0, 1]], 1) == (0.0, 0.0, 0.0)
-
-
-def test_figures_of_predicted_sets_by_hand():
-    predicted = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 0, 1]]).bool()
-    targets = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 1, 0, 0]]).bool()
-    assert set_figures(predicted, targets) == pytest.approx((3 / 5, 3 / 5, 6 / 10))
-    assert set_figures(predicted[1:], targets[1:]) == pytest.approx((1 / 2, 1, 2 / 3))
-    none = torch.zeros_like(predicted)
-    assert np.isnan(set_figures(none, targets)[0]) and set_figures(none, targets)[1:] == (0, 0)
-    assert np.isnan(set_figures(predicted, none)[1]) and set_figures(predicted, none)[0] == 0
-    assert np.isnan(set_figures(none, none)).all()
 
 
 @pytest.fixture

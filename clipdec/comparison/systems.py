@@ -12,11 +12,11 @@ import torch
 from clipdec.comparison.methods import conse, raw_clip
 from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_map
 from clipdec.data import load_data
-from clipdec.evaluation import full_report
 from clipdec.towers import ImageTower
 from clipdec.training.build import image_tower, load_run
 from clipdec.training.config import SWITCHES, Config
 from clipdec.training.machine import versions
+from clipdec.training.report import full_report
 from clipdec.training.run import fit
 from clipdec.training.scores import raw_clip_scores, split_scores
 from clipdec.training.tokens import encode_split

@@ -1,9 +1,9 @@
-"""What the panel answers, computed from logits, targets and what the sliders say, without a widget."""
+"""What the panel and the notebooks answer, computed from logits, targets and what sliders say, without a widget."""
 
 import torch
 
 from clipdec.calibration import log_odds
-from clipdec.metrics import average_precision, precision_recall_f1, set_figures
+from clipdec.metrics import NAN, average_precision, precision_recall_f1
 
 WORST, FEW = 50, 5  # labels in the list of the worst; images below which AP is mostly chance
 
@@ -79,3 +79,23 @@ def best_three(part, shifts):
     """F1@3 of a Part in percent, with the shifts of a Decision."""
     moved = part.logits + torch.where(part.seen, *shifts)
     return 100 * precision_recall_f1(moved, part.targets, min(3, len(part.names)))[2]
+
+
+def set_figures(predicted, targets):
+    """(P, R, F1) in 0..1 of labels that are predicted by a threshold, counted over all images and labels (micro).
+
+    Args: predicted, targets, bool [M, L]. nan: P where nothing is predicted, R where nothing is true, F1 where both."""
+    hits, guesses, positives = (x.sum().item() for x in (predicted & targets, predicted, targets))
+    f1 = 2 * hits / (guesses + positives) if guesses + positives else NAN
+    return hits / guesses if guesses else NAN, hits / positives if positives else NAN, f1
+
+
+def reliability(probabilities, targets, bins=10):
+    """How often labels of a certain probability are there: (mean probability, share that is true, number), each [bins].
+
+    The bins are equally wide from 0 to 1; an empty one is nan. A calibrated model has the first two equal.
+    """
+    bin_of = (probabilities.flatten() * bins).long().clamp(0, bins - 1)
+    count = torch.bincount(bin_of, minlength=bins)
+    sums = [torch.bincount(bin_of, values.flatten().double(), minlength=bins) for values in (probabilities, targets)]
+    return sums[0] / count, sums[1] / count, count

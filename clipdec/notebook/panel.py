@@ -1,19 +1,17 @@
 """The panel: any image, any labels, a threshold, where each label looked, and which labels the model is worst at."""
 
-import io
 import math
 from functools import cache, partial
 
 import ipywidgets as w
 import torch
 
-from clipdec.data import open_image
-from clipdec.metrics import set_figures
+from clipdec.images import open_image
 from clipdec.notebook import render
-from clipdec.notebook.answers import Decision, Part, best_three, parse_labels
+from clipdec.notebook.answers import Decision, Part, best_three, parse_labels, set_figures
 
 TOP, MOST = 12, 15  # labels shown; predicted labels that are named
-SIDE, THUMB, PHOTO = 186, 92, 1024  # px: width of pictures, and of small ones; what a large photo is scaled down to
+SIDE, THUMB, PHOTO = 186, 92, 768  # px: width of pictures, and of small ones; short side of a large photo, scaled
 NAMED = {"style": {"description_width": "9em"}}
 WIDE = NAMED | {"layout": {"width": "420px"}}
 
@@ -140,7 +138,7 @@ class Panel(Controls):
         for file in self.upload.value:  # one, or none
             if not len(file["content"]):
                 raise ValueError(f"{file['name']} is empty (0 bytes): choose another file")
-            self.photo = open_image(io.BytesIO(file["content"]), file["name"], PHOTO)
+            self.photo = open_image(bytes(file["content"]), file["name"], PHOTO)
             self.photo_note = f"{file['name']}, {self.photo.width} × {self.photo.height} px"
             if self.source.value == "photo":
                 self._refresh()

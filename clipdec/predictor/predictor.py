@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from clipdec.calibration import Calibration
-from clipdec.data import open_image
+from clipdec.images import open_image
 from clipdec.labels import LabelSpace
 from clipdec.training.build import label_queries, load_run
 

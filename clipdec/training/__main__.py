@@ -6,9 +6,9 @@ import sys
 from dataclasses import fields
 
 from clipdec.data import load_data
-from clipdec.evaluation import result_table
 from clipdec.training.config import AS_AUTHOR, Config
 from clipdec.training.processes import is_main
+from clipdec.training.report import result_table
 from clipdec.training.run import fit
 
 EXAMPLES = """examples:

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 
+from clipdec.labels import same_name
 from clipdec.losses import CombinedLoss
 from clipdec.model import CLIPDecoder
-from clipdec.towers import ImageTower, encode_labels, label_vectors, load_clip
+from clipdec.towers import ImageTower, encode_labels, load_clip
 from clipdec.training.config import Config
 from clipdec.training.fast import make_fast
 
@@ -18,8 +21,29 @@ def image_tower(config):
 
 
 def label_queries(config, names):
-    """The vectors [L, D] that a run asks with: its text tower's, or those of its label_embeddings file."""
-    return label_vectors(names, config.text_tower, config.prompt, config.path("label_embeddings"))
+    """The vectors [L, D] that a run asks with, of length 1: its text tower's, or those of its label_embeddings file."""
+    if config.label_embeddings:
+        return F.normalize(load_label_embeddings(config.path("label_embeddings"), names), dim=-1)
+    return encode_labels(names, config.text_tower, config.prompt)
+
+
+def load_label_embeddings(path, names):
+    """Label vectors [L, D] from an .npz with `names` [K] and `vectors` [K, D], in the order of `names`.
+
+    Raises ValueError if the file is not such an .npz or lacks a name.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            rows, vectors = [str(n) for n in file["names"]], file["vectors"]
+    except Exception as error:  # numpy and zipfile raise errors of many kinds
+        raise ValueError(f"label_embeddings {path} is not an .npz with `names` and `vectors`: {error}") from None
+    if vectors.ndim != 2 or len(vectors) != len(rows):
+        raise ValueError(f"label_embeddings {path}: {len(rows)} names but vectors of shape {vectors.shape}")
+    place = {same_name(n): i for i, n in enumerate(rows)} | {n: i for i, n in enumerate(rows)}
+    row = {n: place.get(n, place.get(same_name(n))) for n in names}
+    if missing := [n for n in names if row[n] is None]:
+        raise ValueError(f"label_embeddings {path} has no vector for {len(missing)} labels: {', '.join(missing)}")
+    return torch.from_numpy(vectors[[row[n] for n in names]]).float()
 
 
 def sentence_tower(config):

@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from clipdec.calibration import fit_calibration, seen_offset
+from clipdec.calibration import fit_calibration
 from clipdec.data import split_seen
-from clipdec.evaluation import HEADINGS, full_report
 from clipdec.metrics import average_precision, zsl_report
 from clipdec.towers import ImageTower, encode_labels
 from clipdec.training.build import label_queries, uses_clip
+from clipdec.training.offset import seen_offset
 from clipdec.training.pixels import Pixels
 from clipdec.training.processes import gather, share
+from clipdec.training.report import HEADINGS, full_report
 from clipdec.training.tokens import encode_split, encoded
 
 CLIP_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

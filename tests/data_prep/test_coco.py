@@ -7,8 +7,9 @@ import pytest
 import samples
 from samples import red, reds, refused
 
+from clipdec.labels import read_names
 from data_prep import coco
-from data_prep.names import SPLITS, read_names
+from data_prep.names import SPLITS
 
 
 def listed(*parts):

@@ -4,8 +4,9 @@ import pytest
 import samples
 from samples import red, reds, refused
 
+from clipdec.labels import read_names
 from data_prep import nus_wide
-from data_prep.names import SPLITS, read_names
+from data_prep.names import SPLITS
 
 SEEN, UNSEEN = (read_names(SPLITS / f"nus_wide_{part}.txt")[0] for part in ("seen925", "unseen81"))
 NO_TAG = {"computer", "fire", "map", "swimmers", "tattoo", "whales"}  # the concepts that are not among the 1,000 tags

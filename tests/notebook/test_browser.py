@@ -269,10 +269,10 @@ def test_bad_input_is_said_and_the_kernel_lives(hand):
     hand.upload("notes.jpg", b"this is no image", " cannot be read as an image", "alert", "image/jpeg")
     hand.upload("empty.png", b"", " is empty (0 bytes)", "alert")
     hand.keep("bad_upload")
-    hand.upload("large.png", encoded(Image.new("RGB", (8660, 5774), (200, 80, 40))), ", 1024 × 683 px")  # 50 megapixels
+    hand.upload("large.png", encoded(Image.new("RGB", (8660, 5774), (200, 80, 40))), ", 1152 × 768 px")  # 50 megapixels
     noise = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), np.uint8)))
     assert len(noise) > 15_000_000
-    hand.upload("noise.png", noise, ", 1024 × 1024 px")  # more than a server takes by default
+    hand.upload("noise.png", noise, ", 768 × 768 px")  # more than a server takes by default
     hand.labelled("image").select_option("of the test split")
     hand.enter("labels", "house,, pizza, ")
     hand.says("2 empty labels left out")

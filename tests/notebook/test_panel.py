@@ -204,7 +204,7 @@ def test_a_photo_of_one_s_own(panel):
     assert "photo.png, 40 × 30 px" in panel.message.value and panel.predictor.asked[-1][0] == (40, 30)
     assert panel.source.value == "photo" and 'alt="your photo"' in panel.picture.value
     assert "true" not in panel.sets.value and "this image" not in panel.figures.value
-    for file, width, height in ((png(60, 60, "blue"), 60, 60), (png(8660, 5774), 1024, 683)):  # of the same name
+    for file, width, height in ((png(60, 60, "blue"), 60, 60), (png(8660, 5774), 1152, 768)):  # of the same name
         take(panel, file)
         assert f"photo.png, {width} × {height} px" in panel.message.value
         assert panel.predictor.asked[-1][0] == (width, height)

@@ -1,6 +1,5 @@
 """The Predictor: any image, any labels, probabilities, attention maps, and the command."""
 
-import io
 import json
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from PIL import Image
 
 from clipdec import Predictor, load_run
 from clipdec.calibration import Calibration, fit_calibration
-from clipdec.data import open_image
 from clipdec.predictor.__main__ import main
 from clipdec.training.build import label_queries
 from clipdec.training.scores import split_scores
@@ -72,7 +70,7 @@ def test_image_files_arrays_and_modes(predictor, tiny, tmp_path):
     image.save(tmp_path / "x.png")
     rgba.save(tmp_path / "y.png")
     tensor, paths = torch.from_numpy(array.copy()).permute(2, 0, 1), (tmp_path / "x.png", str(tmp_path / "y.png"))
-    for same in (*paths, rgba, array, tensor, tensor / 255, (array + 0.5) / 255):
+    for same in (*paths, rgba, array, tensor, tensor / 255, array / 255):
         assert predictor(same, LABELS) == expected
     assert predictor(array[..., 0], LABELS) == predictor(Image.fromarray(array[..., 0]), LABELS)
     assert len(predictor(Image.new("L", (31, 200)), ["pizza"])) == 1
@@ -96,19 +94,6 @@ def test_images_that_cannot_be_read(predictor, tmp_path):
     for wrong in (*files, *arrays, None, 7, "https://example.org/x.jpg"):
         with pytest.raises(ValueError, match=f"{getattr(wrong, 'name', '')} cannot be read as an image"):
             predictor(wrong, ["pizza"])
-
-
-def test_an_image_is_upright_and_not_larger_than_asked(tmp_path):
-    image = Image.new("RGB", (300, 200), "red")
-    image.paste("blue", (0, 0, 300, 20))
-    image.save(tmp_path / "turned.jpg", exif=TURNED, quality=95)
-    upright = open_image(tmp_path / "turned.jpg")
-    assert upright.size == (200, 300) and upright.getpixel((195, 150))[2] > 200 > 60 > upright.getpixel((5, 150))[2]
-    small = open_image(io.BytesIO((tmp_path / "turned.jpg").read_bytes()), largest=90)
-    assert small.size == (60, 90) and small.getpixel((58, 45))[2] > 150
-    assert open_image(image, largest=150).size == (150, 100) and image.size == (300, 200)
-    with pytest.raises(ValueError, match="^my photo cannot be read as an image"):
-        open_image(io.BytesIO(b""), "my photo")
 
 
 def test_labels_that_are_none(predictor, tiny):

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from clipdec import LabelSpace, encode_labels, load_run
-from clipdec.evaluation import result_table
-from clipdec.labels import leakage
 from clipdec.metrics import zsl_report
 from clipdec.towers import load_clip
 from clipdec.training import scores
 from clipdec.training.build import build_model, uses_clip
+from clipdec.training.leakage import leakage
+from clipdec.training.report import result_table
 from clipdec.training.scores import choose_clip_weight, evaluate, predict, raw_clip_scores
 from clipdec.training.tokens import encoded
 

@@ -1,7 +1,8 @@
 """The report of a model's scores, with and without what leaks between names, and its table."""
 
-from clipdec.labels import LabelSpace, leakage
+from clipdec.labels import LabelSpace
 from clipdec.metrics import NAN, zsl_report
+from clipdec.training.leakage import leakage
 
 HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 
@@ -33,13 +34,3 @@ def result_table(metrics):
         lines.append(f"{images}, {without}; {protocol['unseen_with_twin']} unseen labels have a seen twin")
     lines += [f"left out: {part} ({reason})" for part, reason in metrics.get("left_out", {}).items()]
     return "\n".join(lines)
-
-
-def nearest_seen(labels, vectors):
-    """For each unseen label the seen one whose vector is nearest.
-
-    Args: labels, a LabelSpace; vectors [L, D], unit rows in the order of labels.names.
-    Returns: list of (unseen name, nearest seen name, cosine), the nearest first.
-    """
-    cosine, index = (vectors[labels.unseen_index] @ vectors[labels.seen_index].T).max(1)
-    return sorted(zip(labels.unseen, (labels.seen[i] for i in index), cosine.tolist()), key=lambda row: -row[2])

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from clipdec import LabelSpace
-from clipdec.evaluation import full_report, nearest_seen, result_table
 from clipdec.metrics import zsl_report
+from clipdec.training.leakage import nearest_seen
+from clipdec.training.report import full_report, result_table
 
 
 def test_result_table_prints_the_figures():

@@ -1,0 +1,43 @@
+"""Label vectors from files."""
+
+import numpy as np
+import pytest
+import torch
+
+from clipdec import Config
+from clipdec.training.build import label_queries, load_label_embeddings
+
+
+def test_embeddings_come_in_the_order_asked_for(tmp_path):
+    rows = 3 * np.random.default_rng(0).standard_normal((3, 5))
+    np.savez(tmp_path / "e.npz", names=np.array(["a", "b", "c"]), vectors=rows)
+    config = Config(label_embeddings=str(tmp_path / "e.npz"))
+    vectors = label_queries(config, ["c", "a"])
+    assert torch.equal(label_queries(config, [" C", "a"]), vectors)  # another spelling of the name
+    expected = rows[[2, 0]] / np.linalg.norm(rows[[2, 0]], axis=1, keepdims=True)
+    assert vectors.dtype == torch.float32 and vectors.numpy() == pytest.approx(expected, rel=1e-7, abs=1e-6)
+
+
+def test_embeddings_that_lack_a_name(tmp_path):
+    np.savez(tmp_path / "e.npz", names=np.array(["a", "b"]), vectors=np.ones((2, 5)))
+    with pytest.raises(ValueError, match="no vector for 2 labels: x, y"):
+        load_label_embeddings(tmp_path / "e.npz", ["x", "a", "y"])
+
+
+def test_files_that_are_no_embeddings(tmp_path):
+    class Trap:  # writes a file when it is unpickled
+        def __reduce__(self):
+            return open, (str(tmp_path / "sprung"), "w")
+    np.savez(tmp_path / "no_vectors.npz", names=np.array(["a"]))
+    np.savez(tmp_path / "shape.npz", names=np.array(["a", "b"]), vectors=np.ones((3, 5)))
+    np.savez(tmp_path / "flat.npz", names=np.array(["a", "b"]), vectors=np.ones(2))
+    np.savez(tmp_path / "pickled.npz", names=np.array(["a", Trap()], dtype=object), vectors=np.ones((2, 5)))
+    np.save(tmp_path / "array.npy", np.ones((2, 5)))
+    (tmp_path / "text.npz").write_text("a 0.1 0.2")
+    (tmp_path / "empty.npz").touch()
+    whole = (tmp_path / "shape.npz").read_bytes()
+    (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
+    for path in [*tmp_path.iterdir(), tmp_path / "missing.npz"]:
+        with pytest.raises(ValueError, match=f"label_embeddings .*{path.name}"):
+            load_label_embeddings(path, ["a"])
+    assert not (tmp_path / "sprung").exists()
