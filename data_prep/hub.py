@@ -7,16 +7,20 @@ also be a local folder: of image or parquet files, or one that `save_to_disk` wr
 """
 
 import re
+import zipfile
+import zlib
 from functools import reduce
 from pathlib import Path
 
 import datasets
 import fsspec
+from huggingface_hub.errors import EntryNotFoundError
 from tqdm.auto import tqdm
 
 from data_prep import photos, script
 from data_prep.folder import add_unseen_options, split_labels
 from data_prep.names import one_spelling, relabel
+from data_prep.writer import LeftOut
 
 
 def open_splits(dataset, config, revision, train, test):
@@ -95,23 +99,39 @@ class Images:
             remedy = f"choose --image-column among {', '.join(rows.features)}"
             raise ValueError(f"{column!r} is not a column of images: {remedy}")
         self.rows = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
-        self.column, self.folder, self.stream = column, Path(dataset).resolve(), None
+        self.column, self.dataset, self.stream = column, dataset, None
 
     def __getitem__(self, index):
+        """The bytes of an image file, the path of one in a local folder, or LeftOut if the hub lacks it."""
         if self.stream is None:
             self.stream = enumerate(self.rows.skip(index), index)
-        cell = next(row for i, row in self.stream if i == index)[self.column] or {"bytes": b""}
-        return cell["bytes"] if cell["bytes"] is not None else self._read(cell["path"])
+        row = next((row for i, row in self.stream if i == index), None)
+        if row is None:
+            remedy = "it has changed meanwhile: the same command reads it anew, and --revision keeps it as it is"
+            raise ValueError(f"{self.dataset} ends before its image {index}, whose labels were read: {remedy}")
+        cell = row[self.column] or {"bytes": b""}
+        return cell["bytes"] if cell["bytes"] is not None else self._file(cell["path"])
 
-    def _read(self, path):
+    def _file(self, path):
         """A file that the data set names, if it is on the hub or inside the data set's own folder."""
         if path is None:
             return b""
-        remote = re.fullmatch(r"(zip://[^:]*::)?hf://[^:]+", path)
-        if not remote and ("::" in path or "://" in path or self.folder not in Path(path).resolve().parents):
+        if re.fullmatch(r"(zip://[^:]*::)?hf://[^:]+", path):
+            return _download(path)
+        if "::" in path or "://" in path or Path(self.dataset).resolve() not in Path(path).resolve().parents:
             raise ValueError(f"the data set names an image outside its folder: {path}")
+        return path
+
+
+def _download(path):
+    """The bytes of a file on the hub; LeftOut if there is none. A failing connection ends the work."""
+    try:
         with fsspec.open(path, "rb") as file:
             return file.read()
+    except (FileNotFoundError, EntryNotFoundError):
+        return LeftOut("missing", path)
+    except (KeyError, zipfile.BadZipFile, zlib.error) as error:
+        return LeftOut("unreadable", f"{path}: {error}")
 
 
 def main():

@@ -99,10 +99,8 @@ def counts(splits, seen, unseen):
 
 
 def main():
-    options = photos.parser(__doc__, "data/nus-wide")
+    options = photos.parser(__doc__, "data/nus-wide", max_missing=0.0)
     options.add_argument("--root", type=script.path, required=True, help="NUS-WIDE's folder")
-    percent = "percent of the images that may be missing or unreadable"
-    options.add_argument("--max-missing", type=script.percent, default=0.0, help=percent)
 
     with photos.run(options) as args:
         seen, unseen, tags = derive(args.root)
@@ -113,7 +111,7 @@ def main():
             print(f"{name:28}{count:12,.6g}{EXPECTED[name]:12,.6g}")
         licence = "for research; each image under the terms of its Flickr page"
         terms = {"source": "NUS-WIDE (Chua et al., CIVR 2009), 925/81", "licence": licence}
-        photos.prepare(args, splits, seen, unseen, root=args.root, max_missing=args.max_missing, **terms)
+        photos.prepare(args, splits, seen, unseen, root=args.root, **terms)
 
 
 

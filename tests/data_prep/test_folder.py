@@ -169,9 +169,8 @@ def test_no_training_photo_shows_an_unseen_label(script):
 
 
 def test_a_few_photos_are_enough(script):
-    """A tenth of four train images is no image: val is empty."""
-    data = script(TEXT, "--hold-out", 0.1, "--test", 0.5)
-    assert len(data.train) + len(data.val) + len(data.test) == 10
+    data = script(TEXT, "--hold-out", 0.1, "--test", 0.5, "--val", 0)
+    assert (len(data.train), len(data.val), len(data.test)) == (1, 0, 9)
 
 
 def test_a_missing_photo_is_left_out(script, tmp_path, capsys):

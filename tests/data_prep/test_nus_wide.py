@@ -50,7 +50,7 @@ def root(tmp_path):
             flags = lines((int(concept in own) for _, own in images.values()), "\n")
             write(root / f"Groundtruth/TrainTestLabels/Labels_{concept}_{split}.txt", flags)
         for i, name in enumerate(images):
-            write(root / "Flickr" / name, red(20 * i + 20))
+            write(root / "Flickr" / name, red(20 * i + (30 if split == "Train" else 20)))
     return root
 
 
