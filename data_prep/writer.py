@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from data_prep import duplicates
+from data_prep.files import write_whole
 
 FEATURES = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("int32"))})
 SHARD = 128  # images in a file: a few MB, about a second of work
@@ -89,7 +90,7 @@ def _fill(partial, info, splits, make, workers, load, left_out, max_missing):
         _forget(partial, splits)
         raise
     facts = info | {"images": kept, "left_out": _reasons(left)}
-    _write_whole(partial / "labels.json", json.dumps(facts, ensure_ascii=False, indent=1))
+    write_whole(partial / "labels.json", json.dumps(facts, ensure_ascii=False, indent=1))
 
 
 def _reasons(left):
@@ -173,7 +174,7 @@ def _resume(partial, info):
         elif old not in known:
             old.unlink()
     known[1].unlink(missing_ok=True)
-    _write_whole(path, plan)
+    write_whole(path, plan)
 
 
 def _shards(partial, splits):
@@ -232,8 +233,8 @@ def _write_shard(path, make, items):
     images = [hashlib.blake2b(row["image"]["bytes"], digest_size=16).hexdigest() for row in rows]
     data = _encode(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
     record = {"images": images, "sha256": hashlib.sha256(data).hexdigest(), "left_out": left}
-    _write_whole(path.with_suffix(".json"), json.dumps(record))
-    _write_whole(path, data)  # last: where it is, the shard is whole
+    write_whole(path.with_suffix(".json"), json.dumps(record))
+    write_whole(path, data)  # last: where it is, the shard is whole
     return len(items)
 
 
@@ -266,12 +267,12 @@ def _collect(partial, splits):
     described = duplicates.describe(copies)
     for path, table in duplicates.without(copies, described):
         unique, data = path.with_name(f"{path.stem}-unique.arrow"), _encode(table)
-        _write_whole(unique, data)
+        write_whole(unique, data)
         files[path] = unique.name, hashlib.sha256(data).hexdigest(), len(table)
     kept = {split: sum(files[path][2] for path, _ in parts) for split, parts in shards.items()}
     for split, parts in shards.items():
         _write_state(partial / split, [files[path][:2] for path, _ in parts])
-    _write_whole(partial / "dataset_dict.json", json.dumps({"splits": list(splits)}))
+    write_whole(partial / "dataset_dict.json", json.dumps({"splits": list(splits)}))
     return kept, left + duplicates.left_out(copies, described)
 
 
@@ -281,7 +282,7 @@ def _write_state(folder, files):
     fingerprint = hashlib.sha256(repr((folder.name, files)).encode()).hexdigest()[:16]  # stands for the contents
     state = {"_data_files": [{"filename": name} for name, _ in files], "_fingerprint": fingerprint}
     rest = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
-    _write_whole(folder / "state.json", json.dumps(state | {"_split": folder.name} | rest))
+    write_whole(folder / "state.json", json.dumps(state | {"_split": folder.name} | rest))
 
 
 def _check(partial, kept, left, max_missing):
@@ -339,17 +340,3 @@ def _rename(partial, out, old):
         remedy = "close the notebooks and programs that have it open; the same command then finishes"
         raise PermissionError(f"{out} is in use ({error.strerror}): {remedy}") from None
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_whole(path, content):
-    """Write a file of text or bytes so that it is there as a whole or not at all."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        _flush(file)
-    os.replace(aside, path)
-
-
-def _flush(file):
-    file.flush()
-    os.fsync(file.fileno())

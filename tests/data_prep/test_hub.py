@@ -115,6 +115,33 @@ def test_a_row_without_labels_has_none(script, tmp_path):
     assert contents(data)[1] == ("test 1", shade("test", 1), set())
 
 
+def test_a_row_without_objects_has_none(script, tmp_path):
+    change = lambda split, i, row: row | {"objects": None if (split, i) == ("test", 0) else row["objects"]}
+    data = script(parquet(tmp_path, OBJECTS, change=change), *CATEGORY)
+    assert contents(data)[0] == ("test 0", shade("test", 0), set())
+
+
+def test_an_unknown_class_is_named(script, tmp_path):
+    source = parquet(tmp_path, CLASSES, change=lambda split, i, row: row | {"labels": [i, *row["labels"]]})
+    message = "row 4 of the column 'labels' has the class 4, but its 4 classes are 0 to 3"
+    refused(message, tmp_path / "out", script, source)
+
+
+def test_labels_are_cleaned_and_joined(script, tmp_path, capsys):
+    odd = {"cat": "Cat", "eel": "eel ", "bird": "-"}
+    spelled = lambda split, names: [odd.get(name, name) for name in names] + [""] if split == "test" else names
+    data = script(parquet(tmp_path, change=lambda split, i, row: row | {"labels": spelled(split, row["labels"])}))
+    assert [labels for _, _, labels in contents(data)] == [{"cat"}, set(), {"eel"}, {"dog"}, set()]
+    assert data.labels.names == ["cat", "dog", "bird", "eel"]
+    printed = capsys.readouterr().out
+    assert "7 times '' or '-' was taken as no label" in printed and "'Cat' is 'cat'" in printed  # in 2 and 5 images
+
+
+def test_a_label_beside_its_parts_is_refused(script, tmp_path):
+    joined = parquet(tmp_path, change=lambda split, i, row: row | {"labels": [",".join(row["labels"])]})
+    refused("set, train 1: 'dog,cat' would be a label beside 'dog'", tmp_path / "out", script, joined)
+
+
 def test_limit_takes_the_first_of_each(script, tmp_path):
     data = script(parquet(tmp_path), "--limit", 5)
     names = [samples.names(split) for split in (data.train, data.val)]
@@ -175,8 +202,23 @@ def test_a_wrong_column_or_split_is_a_message(script, tmp_path, form, option, me
     refused(message, tmp_path / "out", script, parquet(tmp_path, form), *option.split())
 
 
-def test_a_split_that_a_saved_data_set_lacks_is_a_message(script, tmp_path):
-    refused("validation", tmp_path / "out", script, saved(tmp_path), "--test-split", "validation")
+@pytest.mark.parametrize("form", [saved, parquet])
+def test_a_split_that_a_data_set_lacks_is_a_message(script, tmp_path, form):
+    message = "no split 'validation': choose --train-split and --test-split among train, test"
+    refused(message, tmp_path / "out", script, form(tmp_path), "--test-split", "validation")
+
+
+@pytest.mark.parametrize("saved_as", ["a split", "splits", "parquet"])
+def test_one_split_is_divided_and_not_used_twice(script, tmp_path, saved_as):
+    rows = datasets.Dataset(table("train", WORDS))
+    (tmp_path / "set").mkdir()
+    if saved_as == "parquet":
+        pq.write_table(table("train", WORDS), tmp_path / "set" / "train.parquet")
+    else:
+        (rows if saved_as == "a split" else datasets.DatasetDict(train=rows)).save_to_disk(tmp_path / "set")
+    message = "no split 'test': its only split is 'train'; divide it by train_test_split"
+    refused(message, tmp_path / "out", script, tmp_path / "set")
+    refused("are both 'train': test would be", tmp_path / "out", script, tmp_path / "set", "--test-split", "train")
 
 
 def replacing(place, cell):

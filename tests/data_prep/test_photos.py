@@ -392,17 +392,6 @@ def test_other_labels_are_another_data_set(root):
         prepared(root, test=TEST | {"e0": ["birch"]})
 
 
-IMPOSSIBLE = ["--size 0", "--workers 0", "--val 1", "--val -0.1", "--val nan", "--max-missing -1", "--max-missing 101"]
-
-
-@pytest.mark.parametrize("options", IMPOSSIBLE)
-def test_impossible_options_are_refused(monkeypatch, capsys, options):
-    monkeypatch.setattr("sys.argv", ["x", *options.split()])
-    with pytest.raises(SystemExit) as error, photos.run(photos.parser("Trees.", "out")):
-        pytest.fail("the work is begun")
-    assert error.value.code == 2 and "must be " in capsys.readouterr().err
-
-
 FULL = OSError(28, "No space left")
 MESSAGES = {"the same command goes on": KeyboardInterrupt(), "x: odd": ValueError("odd"), "No space left": FULL}
 

@@ -456,7 +456,7 @@ def test_an_image_stands_once_and_has_the_labels_of_all_its_copies(call, out, ca
 
 def test_a_stop_while_duplicates_are_removed_loses_nothing(call, tmp_path, out, monkeypatch):
     call("undisturbed", same=SAME)
-    write_whole, made = writer._write_whole, calls(tmp_path)
+    write_whole, made = writer.write_whole, calls(tmp_path)
 
     def stop(path, content):
         if path.name == "data-00001-of-00003-unique.arrow":
@@ -464,7 +464,7 @@ def test_a_stop_while_duplicates_are_removed_loses_nothing(call, tmp_path, out, 
         write_whole(path, content)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writer, "_write_whole", stop)
+        patch.setattr(writer, "write_whole", stop)
         call(same=SAME)
     assert list((tmp_path / "out.partial").rglob("*-unique.arrow"))  # the stop came amid the work
     call(same=SAME)
@@ -481,17 +481,17 @@ def test_val_that_is_all_in_test_is_an_error(call, out):
 @posix
 @pytest.mark.parametrize("name", ["plan.json", "data-00001-of-00003.arrow", "labels.json"])
 def test_a_full_disk_ends_with_its_error(call, out, monkeypatch, name):
-    flush = writer._flush
+    write_whole = writer.write_whole
 
-    def full(file):
-        if name in file.name:
+    def full(path, content):
+        if path.name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        flush(file)
+        write_whole(path, content)
 
     fork = multiprocessing.get_context("fork")  # so that a worker has `full`
     pool = partial(writer.ProcessPoolExecutor, mp_context=fork)
     with monkeypatch.context() as patch, pytest.raises(OSError) as error:
-        patch.setattr(writer, "_flush", full)
+        patch.setattr(writer, "write_whole", full)
         patch.setattr(writer, "ProcessPoolExecutor", pool)
         call()
     assert error.value.errno == errno.ENOSPC and not out.exists()
