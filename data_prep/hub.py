@@ -102,7 +102,7 @@ class Images:
         self.column, self.dataset, self.stream = column, dataset, None
 
     def __getitem__(self, index):
-        """The bytes of an image file, the path of one in a local folder, or LeftOut if the hub lacks it."""
+        """The bytes of an image file, the path of one in a local folder, or the LeftOut of one that is not there."""
         if self.stream is None:
             self.stream = enumerate(self.rows.skip(index), index)
         row = next((row for i, row in self.stream if i == index), None)
@@ -120,7 +120,7 @@ class Images:
             return _download(path)
         if "::" in path or "://" in path or Path(self.dataset).resolve() not in Path(path).resolve().parents:
             raise ValueError(f"the data set names an image outside its folder: {path}")
-        return path
+        return path if Path(path).exists() else LeftOut("missing", path)
 
 
 def _download(path):

@@ -84,9 +84,10 @@ def _find(plan, root):
     """({split: [(name, file, labels)]}, [(split, name, reason, detail)]): images whose files are there, and missing."""
     items, missing, listing = {}, [], cache(_listing)
     for split, rows in plan.items():
-        files = [(name, inside(root, name), labels) for name, labels in rows]
-        items[split] = [(name, str(file), labels) for name, file, labels in files if file.is_file()]
-        lacking = [name for name, file, _ in files if not file.is_file()]
+        files = [(inside(root, name), labels) for name, labels in rows]
+        below = lambda file: file.relative_to(root).as_posix()
+        items[split] = [(below(file), str(file), labels) for file, labels in files if file.is_file()]
+        lacking = [below(file) for file, _ in files if not file.is_file()]
         missing += [(split, name, "missing", _alike(root, name, listing)) for name in lacking]
     return items, missing
 
@@ -112,7 +113,8 @@ def parser(doc, out=None, max_missing=10.0):
     options.add_argument("--size", type=script.count, default=256, help="short side of the stored images, px")
     options.add_argument("--val", type=script.share, default=0.1, help="share of the train images that becomes val")
     options.add_argument("--seed", type=script.seed, default=0, help="seed of every random choice")
-    options.add_argument("--workers", type=script.count, default=os.cpu_count() or 1, help="processes that read images")
+    readers = os.cpu_count() or 1
+    options.add_argument("--workers", type=script.count, default=readers, help="processes that read images")
     percent = "percent of the images that may be missing or unreadable"
     options.add_argument("--max-missing", type=script.percent, default=max_missing, help=percent)
     return options

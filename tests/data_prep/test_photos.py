@@ -392,9 +392,6 @@ def test_other_labels_are_another_data_set(root):
         prepared(root, test=TEST | {"e0": ["birch"]})
 
 
-IMPOSSIBLE = ["--size 0", "--workers 0", "--val 1", "--val -0.1", "--val nan", "--max-missing -1", "--max-missing 101"]
-
-
 FULL = OSError(28, "No space left")
 MESSAGES = {"the same command goes on": KeyboardInterrupt(), "x: odd": ValueError("odd"), "No space left": FULL}
 

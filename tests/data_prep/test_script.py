@@ -15,9 +15,10 @@ REQUIRED = PHOTOS | {embeddings: "--vectors x --names x --out x", emoji_scenes: 
 COUNTS, SEED, SHARE = ["0", "-1", "1.5", "x"], ["-1", str(2**64), str(2**32), "x"], ["-0.5", "1", "1.5", "nan", "x"]
 WRONG = {(each, option): values for each in PHOTOS for option, values in (
     ("--size", COUNTS), ("--workers", COUNTS), ("--val", SHARE), ("--seed", SEED),
+    ("--max-missing", ["-1", "101", "nan"]),
 )}  # fmt: skip
 WRONG |= {(coco, "--limit"): COUNTS, (hub, "--limit"): COUNTS, (folder, "--test"): SHARE}
-WRONG |= {(nus_wide, "--max-missing"): ["-1", "101", "nan"], (word_vectors, "--seed"): SEED}
+WRONG[word_vectors, "--seed"] = SEED
 WRONG |= {(word_vectors, option): COUNTS for option in ("--captions", "--width")}
 WRONG |= {(emoji_scenes, option): COUNTS for option in ("--train", "--val", "--test", "--workers", "--objects")}
 WRONG |= {(emoji_scenes, "--seed"): SEED, (mini_clip, "--seed"): SEED, (mini_clip, "--workers"): ["-1", "x"]}
