@@ -3,8 +3,9 @@
     python -m data_prep.folder --images photos --labels labels.csv --unseen names.txt --out data/mine
 
 The CSV has the columns `image,labels` (a path below the folder; labels separated by `;`), or `image` and one column of
-0 and 1 a label. Unseen labels are listed one a line (--unseen), or drawn among all (--hold-out 0.2 --seed 0). Every
-photo that carries one is in test, with a share of the others (--test), so that no training photo shows one.
+0 and 1 a label; between columns is a comma, a semicolon or a tab. Unseen labels are listed one a line (--unseen), or
+drawn among all (--hold-out 0.2 --seed 0). Every photo that carries one is in test, with a share of the others (--test),
+so that no training photo shows one.
 """
 
 import difflib
