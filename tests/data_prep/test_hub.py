@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -169,15 +170,53 @@ def test_hold_out_draws_by_seed(tmp_path):
     assert drawn[0] == drawn[1] and len(set(map(tuple, drawn))) > 1 and {len(names) for names in drawn} == {1}
 
 
-def test_a_folder_of_images_and_metadata_is_read(script, tmp_path):
-    """The images are files inside the data set, so they may be read."""
+@pytest.mark.parametrize("gone", [None, 0, 3])
+def test_a_folder_of_images_and_metadata_is_read(script, tmp_path, gone):
+    """The images are files inside the data set, so they may be read. One that lacks costs no other."""
     for split, images in SPLITS.items():
         (tmp_path / "set" / split).mkdir(parents=True)
         for i in range(len(images)):
             (tmp_path / "set" / split / f"{i}.png").write_bytes(red(shade(split, i), "PNG"))
         lines = [json.dumps({"file_name": f"{i}.png", "labels": names}) for i, names in enumerate(images)]
         (tmp_path / "set" / split / "metadata.jsonl").write_text("\n".join(lines))
-    assert contents(script(tmp_path / "set")) == expected("test", range(5))
+    lacking = tmp_path / "set" / "test" / f"{gone}.png"
+    lacking.unlink(missing_ok=True)
+    data = script(tmp_path / "set")
+    assert contents(data) == expected("test", [i for i in range(5) if i != gone]) and len(data.train) == 6
+    if gone is not None:
+        listed = (tmp_path / "out" / "left_out.csv").read_text().splitlines()[1:]
+        assert listed == [f"test,test {gone},missing,{lacking}"]
+
+
+def test_an_image_of_train_that_is_in_test_too_is_in_test_only(script, tmp_path):
+    """Streamed images have no names of their own: their pixels tell."""
+    same = {"bytes": red(shade("train", 5), "BMP"), "path": None}
+    data = script(parquet(tmp_path, change=replacing(3, same)))
+    assert [name for name, _, _ in contents(data, data.train)] == [f"train {i}" for i in (0, 1, 4, 6, 7)]
+    assert contents(data)[3] == ("test 3", shade("train", 5), {"dog", "cat"})  # with train's label cat
+    assert data.info["left_out"] == {"duplicate": 1}
+
+
+def test_a_file_that_the_hub_lacks_is_left_out(script, tmp_path, monkeypatch):
+    cell = {"bytes": None, "path": "hf://datasets/a/b/gone.png"}
+
+    def fail(error, path, mode):
+        assert path == cell["path"]
+        raise error
+
+    source = parquet(tmp_path, change=replacing(3, cell))
+    monkeypatch.setattr(hub.fsspec, "open", partial(fail, ConnectionError("no route to the hub")))
+    refused("no route to the hub", tmp_path / "out", script, source)  # not the image's fault
+    monkeypatch.setattr(hub.fsspec, "open", partial(fail, FileNotFoundError(cell["path"])))
+    data = script(source)
+    assert contents(data) == expected("test", [0, 1, 2, 4]) and data.info["left_out"] == {"missing": 1}
+    assert "test,test 3,missing,hf://datasets/a/b/gone.png" in (tmp_path / "out" / "left_out.csv").read_text()
+
+
+def test_a_data_set_that_became_shorter_is_a_message(tmp_path):
+    rows = hub.open_splits(str(parquet(tmp_path)), None, None, "train", "test")["test"]
+    with pytest.raises(ValueError, match="ends before its image 5, whose labels were read"):
+        hub.Images(rows, "image", "set")[5]
 
 
 NEITHER, NO_LIST, NO_IMAGES = "neither names nor classes", "there is no list of labels", "is not a column of images"
