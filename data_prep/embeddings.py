@@ -23,7 +23,10 @@ def read_words(path, wanted):
     """{word: vector [D]} of the wanted words in a text file, read line by line. Raises ValueError at a damaged line."""
     found, width = {}, None
     with open(path, "rb") as file:
-        encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        start = file.read(4096)
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if b"\0" in start and encoding != "utf-16":
+        raise ValueError(f"{path} is no text: unpack it, or give word vectors as .txt or .vec, or an array as .npy")
     with open(path, encoding=encoding, errors="replace") as file:
         for number, line in enumerate(tqdm(file, desc=Path(path).name, unit=" words"), 1):
             word, *values = line.rstrip().replace("\t", " ").split(" ")

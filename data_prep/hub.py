@@ -45,7 +45,10 @@ def _all_splits(dataset, config, revision):
         return {str(rows.split or "train"): rows.to_iterable_dataset()}
     if (folder / "dataset_dict.json").is_file():
         return {name: rows.to_iterable_dataset() for name, rows in datasets.load_from_disk(dataset).items()}
-    return datasets.load_dataset(dataset, config, revision=revision, streaming=True)
+    try:
+        return datasets.load_dataset(dataset, config, revision=revision, streaming=True)
+    except RuntimeError as error:  # it comes with a program that would have to be run
+        raise ValueError(f"{dataset} cannot be read ({error}): take a copy as parquet files") from None
 
 
 def label_feature(features, column):

@@ -59,6 +59,12 @@ def test_utf16_is_read(tmp_path):
     assert average_words(["oak"], tmp_path / "words.txt").tolist() == [[0, 0, 4]]
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", names=["oak"], vectors=np.ones((1, 3)))
+    with pytest.raises(ValueError, match="a.npz is no text: unpack it"):
+        average_words(["oak"], tmp_path / "a.npz")
+
+
 def test_all_names_that_lack_a_word_are_listed(tmp_path):
     with pytest.raises(ValueError, match="no vector for a word of 3 names: blue oak, zebra, --;"):
         average_words(["red", "blue oak", "zebra", "teddy bear", "--"], words(tmp_path))

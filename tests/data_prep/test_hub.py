@@ -241,6 +241,12 @@ def test_a_wrong_column_or_split_is_a_message(script, tmp_path, form, option, me
     refused(message, tmp_path / "out", script, parquet(tmp_path, form), *option.split())
 
 
+def test_a_data_set_that_is_a_program_is_a_message(script, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "set.py").write_text("import datasets\n")
+    refused("set cannot be read .*: take a copy as parquet", tmp_path / "out", script, tmp_path / "set")
+
+
 @pytest.mark.parametrize("form", [saved, parquet])
 def test_a_split_that_a_data_set_lacks_is_a_message(script, tmp_path, form):
     message = "no split 'validation': choose --train-split and --test-split among train, test"
