@@ -113,7 +113,8 @@ def parser(doc, out=None, max_missing=10.0):
     options.add_argument("--size", type=script.count, default=256, help="short side of the stored images, px")
     options.add_argument("--val", type=script.share, default=0.1, help="share of the train images that becomes val")
     options.add_argument("--seed", type=script.seed, default=0, help="seed of every random choice")
-    options.add_argument("--workers", type=script.count, default=os.cpu_count() or 1, help="processes that read images")
+    readers = os.cpu_count() or 1
+    options.add_argument("--workers", type=script.count, default=readers, help="processes that read images")
     percent = "percent of the images that may be missing or unreadable"
     options.add_argument("--max-missing", type=script.percent, default=max_missing, help=percent)
     return options

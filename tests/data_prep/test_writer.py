@@ -481,17 +481,17 @@ def test_val_that_is_all_in_test_is_an_error(call, out):
 @posix
 @pytest.mark.parametrize("name", ["plan.json", "data-00001-of-00003.arrow", "labels.json"])
 def test_a_full_disk_ends_with_its_error(call, out, monkeypatch, name):
-    replace = os.replace
+    write_whole = writer.write_whole
 
-    def full(aside, path):
-        if name == Path(path).name:
+    def full(path, content):
+        if path.name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        replace(aside, path)
+        write_whole(path, content)
 
     fork = multiprocessing.get_context("fork")  # so that a worker has `full`
     pool = partial(writer.ProcessPoolExecutor, mp_context=fork)
     with monkeypatch.context() as patch, pytest.raises(OSError) as error:
-        patch.setattr("os.replace", full)
+        patch.setattr(writer, "write_whole", full)
         patch.setattr(writer, "ProcessPoolExecutor", pool)
         call()
     assert error.value.errno == errno.ENOSPC and not out.exists()
