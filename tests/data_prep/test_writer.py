@@ -520,19 +520,37 @@ def album(tmp_path_factory):
     return arguments, files(root / "undisturbed")
 
 
+WAITING = """
+import sys, time
+from pathlib import Path
+from data_prep import folder, photos
+
+go, real = Path(sys.argv.pop(1)), photos.make_row
+
+def make_row(item, size):
+    while list(go.parent.glob("out.partial/*/*.arrow")) and not go.exists():
+        time.sleep(0.01)
+    return real(item, size)
+
+photos.make_row = make_row
+folder.main()
+"""
+
+
 @pytest.fixture
 def start(album, tmp_path, out):
-    """start() runs data_prep.folder in a group of processes of its own, until it has written a shard of several."""
+    """start() runs data_prep.folder in a group of processes of its own, until it has written a shard of several; then
+    it waits for the file `go`.
+    """
     running = []
 
     def start():
-        command = [sys.executable, "-m", "data_prep.folder", *album[0], "--out", out]
+        command = [sys.executable, "-c", WAITING, tmp_path / "go", *album[0], "--out", out]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
         running.append(process)
-        end = time.monotonic() + 100
         while not list((tmp_path / "out.partial").glob("*/*.arrow")):
-            assert process.poll() is None and time.monotonic() < end, "the run ended before it could be stopped"
+            assert process.poll() is None, "the run ended before it could be stopped"
             time.sleep(0.005)
         return process
 
@@ -567,6 +585,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(start, album, tmp_path, out):
     process, shards = start(), lambda: len(list((tmp_path / "out.partial").glob("*/*.arrow")))
     before = shards()
     os.killpg(process.pid, signal.SIGINT)
+    (tmp_path / "go").touch()
     output, _ = process.communicate(timeout=100)
     assert output.splitlines()[-1] == "stopped: the same command goes on from here" and process.returncode == 1
     assert "Traceback" not in output and not out.exists()
