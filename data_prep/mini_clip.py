@@ -9,6 +9,7 @@ caption fits another scene of its batch. Scenes are drawn as they are needed and
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -113,8 +114,9 @@ def optimisers(model, lr):
 
 
 def train(out, steps, batch_size, lr, seed, workers, log_every=100):
-    """Train from scratch, saving to `out` on the way. Returns (model, tokenizer, seconds)."""
-    Path(out).mkdir(parents=True, exist_ok=True)  # now, as nothing can be saved if it fails
+    """Train from scratch, saving to `<out>.partial` on the way. Returns (model, tokenizer, seconds)."""
+    for folder in (out, f"{out}.partial"):
+        Path(folder).mkdir(parents=True, exist_ok=True)  # now, as nothing can be saved if it fails
     torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG["model_cfg"])
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"])
@@ -135,7 +137,7 @@ def train(out, steps, batch_size, lr, seed, workers, log_every=100):
             scale, seconds = model.logit_scale.exp().item(), time.time() - start
             print(f"step {step} loss {loss.item():.3f} scale {scale:.1f} {seconds:.0f} s", flush=True)
         if step % (2 * log_every) == 0:
-            save(model, out)
+            save(model, f"{out}.partial")  # the finished model in `out`, maybe the packaged one, stays until the end
             print(f"step {step} top-1 {accuracy(model, tokenizer, seed + 1, 1):.1f} %", flush=True)
     return model, tokenizer, time.time() - start
 
@@ -159,6 +161,7 @@ def run(args):
     note |= {"seconds": round(seconds), "zero_shot_top1": round(top1, 2)}
     note |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     write_whole(Path(args.out) / "training.json", json.dumps(note, indent=1) + "\n")
+    shutil.rmtree(f"{args.out}.partial")
 
 
 def main():
@@ -174,7 +177,7 @@ def main():
     options.add_argument("--seed", type=script.seed, default=0, help="of the weights and the scenes")
     options.add_argument("--workers", type=workers, default=1, help="processes that draw")
     args = options.parse_args()
-    with script.messages(options.error, "stopped: the weights saved last are kept"):
+    with script.messages(options.error, "stopped: what was trained is in --out with .partial behind it"):
         run(args)
 
 
