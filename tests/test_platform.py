@@ -76,7 +76,7 @@ def test_photos_are_prepared(tmp_path):
     there(*command)
     data = load_data(tmp_path / "data")
     assert (data.labels.unseen, sorted(data.labels.seen)) == (["café"], ["blue", "green", "red"])
-    assert {split.name: len(split) for split in (data.train, data.val)} == {"train": 8, "val": 1}
+    assert len(data.train) + len(data.val) + len(data.test) == 12 and len(data.val) == 1
     assert "is ready" in there(*command)
     assert {path.name for path in tmp_path.iterdir()} <= {"photos", "labels.csv", "unseen.txt", "data", "data.lock"}
 
@@ -85,7 +85,7 @@ def test_a_data_set_in_use_is_not_lost(tmp_path):
     out = emoji_scenes.prepare(tmp_path / "scenes", seed=0, sizes=FEW, workers=1)
     assert "scenes" in call(draw_anew, out, fails=True)
     data = load_data(out)
-    assert data.info["seed"] == 0 and [data.test.image(i).size for i in range(3)] == [(64, 64)] * 3
+    assert data.info["seed"] == 0 and [data.test.image(i).size for i in range(3)] == [(128, 128)] * 3
     del data
     there("-m", "data_prep.emoji_scenes", "--out", out, "--seed", 1, *(f"--{k}={n}" for k, n in FEW.items()))
     assert load_data(out).info["seed"] == 1
@@ -100,8 +100,9 @@ def written(settings, tiny, tmp_path_factory):
 
     def write(out_dir, **changes):
         config = settings(out_dir, **AUGMENTED | changes).as_dict() | {"data": str(data)}
-        (out_dir / "settings.json").write_text(json.dumps(config), encoding="utf8")
-        return out_dir / "settings.json"
+        path = out_dir.with_name(f"{out_dir.name}.json")
+        path.write_text(json.dumps(config), encoding="utf8")
+        return path
 
     return write
 
@@ -110,7 +111,7 @@ def written(settings, tiny, tmp_path_factory):
 def trained(written, tmp_path_factory):
     """Folder of a run that was trained there."""
     folder = tmp_path_factory.mktemp("trained")
-    there("-m", "clipdec.training", "--config", written(folder, num_workers=2))
+    there("-m", "clipdec.training", "--config", written(folder))
     return folder
 
 
@@ -121,9 +122,9 @@ def test_a_run_is_that_of_any_system(trained, train, tmp_path):
 
 
 def test_a_run_that_is_broken_off_goes_on(trained, written, tmp_path):
-    config = written(tmp_path, save_minutes=0.0)
-    assert "ZeroDivisionError" in call(break_off, config, fails=True)
-    there("-m", "clipdec.training", "--config", config, "--resume")
+    """With processes that load its images, too."""
+    assert "ZeroDivisionError" in call(break_off, written(tmp_path, save_minutes=0.0), fails=True)
+    there("-m", "clipdec.training", "--config", written(tmp_path, num_workers=2), "--resume")
     mine, its = (load_file(folder / "checkpoint.safetensors") for folder in (tmp_path, trained))
     torch.testing.assert_close(mine, its)
 
