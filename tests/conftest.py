@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from helpers import SIZES
 
 import clipdec
 from data_prep import emoji_scenes
 
-SIZES = {"train": 120, "val": 30, "test": 60}
 SHORT = {"embed_dim": 16, "epochs": 1, "batch_size": 32, "label_samples": 16, "device": "cpu"}
 
 

@@ -16,6 +16,7 @@ from clipdec.training.__main__ import main
 from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.run_folder import read_history as history  # noqa: F401
 
+SIZES = {"train": 120, "val": 30, "test": 60}  # of the small data set
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = multiprocessing.get_all_start_methods()
 START_METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
@@ -41,9 +42,9 @@ def results(metrics):
 
 
 def command_line(folder):
-    """`python -m clipdec.training` on the run.json in a folder; what it prints is added to printed.txt there."""
-    with open(folder / "printed.txt", "a") as file, redirect_stdout(file):
-        main(["--config", str(folder / "run.json")])
+    """`python -m clipdec.training` on the JSON file beside a run folder; what it prints is added to a .txt there."""
+    with open(folder.with_suffix(".txt"), "a", encoding="utf8") as file, redirect_stdout(file):
+        main(["--config", str(folder.with_suffix(".json"))])
 
 
 def spy(monkeypatch, owner, name, before=None):

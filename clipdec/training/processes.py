@@ -105,4 +105,6 @@ def progress(iterable, desc, **options):
     One refresh a second: in a notebook each is several messages, and a client that reads them only after the cell, as
     nbval does, loses those that its queue cannot hold, and with them the one that says that the cell has ended.
     """
-    return tqdm(iterable, desc, leave=False, delay=1.0, mininterval=1.0, disable=not is_main(), **options)
+    options = {"total": len(iterable) if hasattr(iterable, "__len__") else None} | options
+    iterator = iter(iterable)  # of a loader tqdm would make two, each with its processes
+    return tqdm(iterator, desc, leave=False, delay=1.0, mininterval=1.0, disable=not is_main(), **options)

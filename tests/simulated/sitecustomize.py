@@ -14,6 +14,7 @@ import multiprocessing.context
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -92,5 +93,6 @@ os.rmdir = guarded(os.rmdir)
 os.open = open_no_folder
 io.open = builtins.open = open_as_cp1252
 shutil._use_fd_functions = False  # rmtree goes by paths
+tempfile.TemporaryFile = tempfile.NamedTemporaryFile
 for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(encoding="cp1252")

@@ -65,7 +65,7 @@ def signalled_run(folder, number, owner, name, call):
 def signalled(config, *when):
     """The exit code of such a run in a process of its own."""
     folder = config.path("out_dir")
-    (folder / "run.json").write_text(json.dumps(config.as_dict()))
+    folder.with_suffix(".json").write_text(json.dumps(config.as_dict()))
     process = processes.Process(target=signalled_run, args=(folder, *when))
     process.start()
     process.join()
@@ -109,7 +109,7 @@ def test_sigterm_writes_a_state_and_stops(settings, assert_goes_on, tmp_path):
     code = signalled(settings(tmp_path, **STEPS), signal.SIGTERM, TRAINER, "step", 26)
     assert code == 128 + signal.SIGTERM and position(tmp_path) == (1, 6)
     where = f"in epoch 2 after step 6 of 20: the state is in {tmp_path}, go on with resume True"
-    assert f"stopped by SIGTERM {where}" in (tmp_path / "printed.txt").read_text()
+    assert f"stopped by SIGTERM {where}" in tmp_path.with_suffix(".txt").read_text(encoding="utf8")
     assert not (tmp_path / "metrics.json").exists()
     assert_goes_on()
 
@@ -177,7 +177,7 @@ from clipdec.towers import ImageTower
 folder = RunFolder(Path({str(tmp_path)!r}))
 folder.save_state({{"x": torch.ones(100_000)}})
 model = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 8), 8, 512)
-for write, what in ((folder.save_state, {{"x": torch.ones(1_000_000)}}), (folder.save_model, model)):
+for write, what in ((folder.save_state, {{"x": torch.ones(1_000_000)}}), (lambda model: folder.save_model(model, {{}}), model)):
     try:
         with full_disk_explained(folder.path):
             write(what)

@@ -44,17 +44,16 @@ def under_accelerate(folder):
     options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "clipdec.training", "--config"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(folder / "printed.txt", "w") as file:
-        subprocess.run([*command, folder / "run.json"], check=True, cwd=ROOT, stdout=file, env=env)
+    with open(folder.with_suffix(".txt"), "w") as file:
+        subprocess.run([*command, folder.with_suffix(".json")], check=True, cwd=ROOT, stdout=file, env=env)
 
 
 def run(config, start=command_line):
     """The folder of a run, whose processes `start` starts; one of them talks."""
     folder = config.path("out_dir")
-    folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(config.as_dict()))
+    folder.with_suffix(".json").write_text(json.dumps(config.as_dict()))
     start(folder)
-    printed = (folder / "printed.txt").read_text()
+    printed = folder.with_suffix(".txt").read_text(encoding="utf8")
     assert printed.count(f"epoch {config.epochs}  loss") == 1 and printed.count("test images, keep=all") == 1
     return folder
 
@@ -173,3 +172,16 @@ def test_a_bar_is_drawn_once_a_second_at_most(monkeypatch):
 
 def test_what_is_quick_has_no_bar(monkeypatch):
     assert "steps" not in drawn(monkeypatch, 1000, 0.0009)
+
+
+def test_a_bar_begins_what_it_counts_once():
+    """A loader starts its processes then."""
+    begun = []
+
+    class Loader(list):
+        def __iter__(self):
+            begun.append(self)
+            return super().__iter__()
+
+    bar = progress(Loader("abc"), "letters")
+    assert [*bar] == ["a", "b", "c"] and bar.total == 3 and len(begun) == 1
