@@ -126,8 +126,7 @@ class Run:
             "peak_memory_mb": round(peak_memory_mb(config.device)), "processes": rank_and_count()[1],
             "versions": versions(),
         }  # fmt: skip
-        self.folder.write_json("metrics.json", metrics)
-        return metrics
+        return self.folder.write_json("metrics.json", metrics)
 
     def _state_to_resume(self):
         """The state to go on from, or None. Raises ValueError if it belongs to other settings."""
