@@ -32,7 +32,8 @@ def result_table(metrics):
         images = f"{protocol['test_images']} test images, keep={protocol['keep']}"
         without = f"{protocol['labels_without_positives']} labels without a positive left out"
         lines.append(f"{images}, {without}; {protocol['unseen_with_twin']} unseen labels have a seen twin")
-    lines += [note] if (note := metrics.get("calibration", {}).get("note")) else []
+    note = metrics.get("calibration", {}).get("note")
+    lines += [note] if note else []
     lines += [f"left out: {part} ({reason})" for part, reason in metrics.get("left_out", {}).items()]
     return "\n".join(lines)
 

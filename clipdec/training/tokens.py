@@ -184,7 +184,7 @@ def _store_of(tower, split, folder):
     files, count = [file["filename"] for file in split.rows.cache_files], len(split.rows)
     vectors = {"vectors": ((tower.embed_dim,), np.float32)}
     arrays = {"tokens": ((math.prod(tower.grid), tower.num_features), np.float16)} | vectors
-    if not folder or not files:
+    if not folder or not files or not count:
         return Store(None, count, arrays), arrays
     kept = Path(folder) / f"{split.name}-{digest(tower_key(tower), files_key(files))}"
     store = Store(kept, count, arrays)
