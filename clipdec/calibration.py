@@ -56,7 +56,7 @@ def fit_calibration(logits, targets):
         return Calibration(note=UNFITTED.format(there if len(targets) else "it holds no image"))
     rate, (scale, shift) = targets.double().mean().item(), platt(logits, targets)
     if not scale * (logits[targets].mean() - logits[~targets].mean()) > LEAST_GAP:
-        return Calibration(base_rate=rate, note=UNFITTED.format("labels that are there score no higher than others"))
+        return Calibration(base_rate=rate, note=UNFITTED.format("labels that are there hardly score higher than others"))
     threshold = best_threshold((scale * logits.double() + shift).sigmoid(), targets)
     return Calibration(scale, shift, threshold, rate)
 
