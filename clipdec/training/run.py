@@ -19,6 +19,7 @@ from clipdec.training.config import without_switches
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.machine import duration, peak_memory_mb, versions
 from clipdec.training.processes import add_up, is_main, progress, rank_and_count, wait
+from clipdec.training.report import dashed
 from clipdec.training.run_folder import RunFolder, full_disk_explained
 from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict
 from clipdec.training.tokens import encoded
@@ -219,7 +220,7 @@ class Run:
         position |= {"epoch": epoch, "step": 0, "sums": {}, "images": 0, "epoch_seconds": 0.0}
         self._save()
         if is_main():
-            print("  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in UNPRINTED), flush=True)
+            print("  ".join(f"{k} {dashed(v, '.4g')}" for k, v in row.items() if k not in UNPRINTED), flush=True)
             if self.on_epoch:
                 self.on_epoch(position["history"])
 
