@@ -74,7 +74,7 @@ class Part:
 
 
 def best_three(part, shifts):
-    """F1@3 of a Part in percent, with the shifts of a Decision; nan without an image."""
+    """F1@3 of a Part in percent, with the shifts of a Decision; nan where nothing is true."""
     moved = part.logits + torch.where(part.seen, *shifts)
     return 100 * precision_recall_f1(moved, part.targets, min(3, len(part.names)))[2]
 
