@@ -3,6 +3,7 @@
 A tower is named `mini`, `open_clip:<model>/<pretrained tag or file>` or, for images only, `timm:<model>`.
 """
 
+import os
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ def load_clip(name):
         model_name, pretrained = f"local-dir:{MINI}", None
     elif kind == "open_clip" and "/" in rest:
         model_name, pretrained = rest.split("/", 1)
+        pretrained = os.path.expanduser(pretrained)
     else:
         raise ValueError(f"unknown CLIP tower {name!r}: {KNOWN}")
     if name != "mini" and model_name not in open_clip.list_models():

@@ -59,6 +59,11 @@ def outputs(module):
     return found
 
 
+def files(folder):
+    """{path in the folder: contents}."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_equal(found, expected):
     """Two dicts of tensors, or two lists of them, bit for bit."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

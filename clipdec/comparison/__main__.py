@@ -6,25 +6,34 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from clipdec.comparison.ablations import ablate
 from clipdec.comparison.report import write_report
 from clipdec.comparison.systems import SYSTEMS, compare
+from clipdec.training.config import read_settings
 
 RUNS = Path("runs/comparison")  # from the repository's root
 
 
 def main(arguments=None):
     args = _arguments(arguments)
-    base = json.loads(Path(args.config).read_text(encoding="utf8")) if args.config else {}
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args):
+    base = read_settings(args.config) if args.config else {}
     base |= {name: value for name, value in (("data", args.data), ("epochs", args.epochs)) if value is not None}
-    out, asked = Path(args.out), (base, args.word_vectors, args.seeds)
+    out, asked = Path(args.out).expanduser(), (base, args.word_vectors, args.seeds)
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.ablations:
         _write(f"{out}_ablations.json", ablate(*asked, RUNS / f"{out.name}_ablations", args.jobs, args.resume))
     else:
-        rows, summary = compare(*asked, RUNS / out.name, args.systems, args.jobs, args.resume)
+        rows, summary = compare(*asked, RUNS / out.name, args.systems, args.jobs, args.resume, args.config)
         _write(f"{out}.json", rows)
         _write(f"{out}_summary.json", summary)
         write_report(out)
@@ -46,6 +55,8 @@ def _arguments(arguments):
     add("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
     add("--resume", action="store_true", help="keep the runs that are there, in runs/comparison")
     args = parser.parse_args(arguments)
+    if args.seeds < 1 or args.jobs < 1:
+        parser.error(f"--seeds and --jobs must be at least 1, got {args.seeds} and {args.jobs}")
     if not args.word_vectors and (args.ablations or {"ml_decoder", "conse"} & set(args.systems)):
         parser.error("ml_decoder, conse and the ablations need --word-vectors, as data_prep.word_vectors makes them")
     return args

@@ -15,9 +15,11 @@ from clipdec.data import load_data
 from clipdec.towers import ImageTower
 from clipdec.training.build import image_tower, load_run
 from clipdec.training.config import SWITCHES, Config
+from clipdec.training.inputs import changed, run_inputs
 from clipdec.training.machine import versions
 from clipdec.training.report import full_report
-from clipdec.training.run import fit
+from clipdec.training.run import FREE, fit
+from clipdec.training.run_folder import check_out_dir, whole
 from clipdec.training.scores import raw_clip_scores, split_scores
 from clipdec.training.tokens import encode_split
 
@@ -38,11 +40,12 @@ PAIRS = [*(("best", other) for other in SYSTEMS if other != "best"), ("clip_deco
 KEPT = "zsl gzsl seen zsl_without_twins protocol gzsl_calibrated seen_offset clip_weight best_epoch seconds".split()
 
 
-def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=False):
+def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=False, settings_file=None):
     """Run `systems` with every seed: (rows of results, {"differences" of PAIRS, "threads", "versions"}).
 
     Args: base, the settings that all share; word_vectors, .npz of label vectors that no image taught; folder, from the
-    repository's root, of a folder a run; jobs, how many run at a time; resume, whether to take the runs that are there.
+    repository's root, of a folder a run; jobs, how many run at a time; resume, whether to take the runs that are there;
+    settings_file, where `base` was read, for the commands in the rows.
     """
     encode_all(Config(**base))
     if "raw_clip_patch" in systems and raw_clip.patch_projection(Config(**base)) is None:
@@ -52,7 +55,7 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
     tasks = [(name, system_config(name, base, word_vectors, seed, folder / f"{name}-{seed}")) for name, seed in runs]
     results = {name: [] for name in systems}
     for (name, seed), (row, maps) in zip(runs, run_all(tasks, jobs, resume)):
-        results[name].append((row | {"command": command(name, base, word_vectors, seed)}, maps))
+        results[name].append((row | {"command": command(name, base, word_vectors, seed, settings_file)}, maps))
     differences = [{"systems": [a, b]} | difference(results[a], results[b]) for a, b in PAIRS if {a, b} <= {*systems}]
     about = {"differences": differences, "threads": max(1, torch.get_num_threads() // jobs), "versions": versions()}
     return [row for each in results.values() for row, _ in each], about
@@ -83,20 +86,44 @@ def run_all(tasks, jobs, resume):
 def run_system(name, config, resume=False):
     """One system with one seed: (its row of results, {task: mAP of every bootstrap sample, [R]}).
 
-    Its out_dir holds scores.npy, the scores [M, L] of test; log.txt, what was printed; of a trained system its run.
+    Its out_dir holds scores.npz, the scores [M, L] of test and what they were made of; log.txt, what was printed; of a
+    trained system its run. With `resume` kept scores are taken; ValueError if they were made of something else.
     """
     data, folder = load_data(config.data), config.path("out_dir")
-    if not (resume and (folder / "scores.npy").is_file()):
+    made_of = ingredients(name, data, config)
+    kept = folder / "scores.npz"
+    if resume and kept.is_file():
+        scores = kept_scores(kept, made_of)
+    else:
+        check_out_dir(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "w", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
-            np.save(folder / "scores.npy", BASELINES.get(name, trained_scores)(data, config).numpy())
-    scores, targets = torch.from_numpy(np.load(folder / "scores.npy")), data.test.targets
+            scores = BASELINES.get(name, trained_scores)(data, config)
+        with whole(kept) as aside, open(aside, "wb") as file:
+            np.savez(file, scores=scores.numpy(), made_of=json.dumps(made_of))
+    targets = data.test.targets
     found = json.loads((folder / "metrics.json").read_text()) if name in TRAINED else {}
     found |= full_report(scores, targets, data.labels)
     row = {"system": name, "seed": config.seed} | {key: found[key] for key in KEPT if key in found}
     weights, unseen = bootstrap_weights(len(targets)), data.labels.unseen_index
     zsl = resampled_map(scores[:, unseen], targets[:, unseen], weights)
     return row, {"zsl": 100 * zsl, "gzsl": 100 * resampled_map(scores, targets, weights)}
+
+
+def ingredients(name, data, config):
+    """{what: value} that the scores of a system depend on."""
+    settings = {key: value for key, value in config.as_dict().items() if key not in FREE}
+    tower = None if config.train_image_tower else image_tower(config)
+    return {"system": name} | settings | run_inputs(data, config, tower)
+
+
+def kept_scores(path, made_of):
+    """The scores [M, L] in scores.npz. Raises ValueError if they were made of something else than `made_of`."""
+    with np.load(path, allow_pickle=False) as file:
+        others = changed(json.loads(str(file["made_of"])), made_of)
+        if others:
+            raise ValueError(f"{path} was made with another {others}: compare without --resume, or with another --out")
+        return torch.from_numpy(file["scores"])
 
 
 def trained_scores(data, config):
@@ -112,11 +139,12 @@ def system_config(name, base, word_vectors, seed, folder):
     return Config(**base | with_words(CHANGES[name], word_vectors) | {"seed": seed, "out_dir": str(folder)})
 
 
-def command(name, base, word_vectors, seed):
+def command(name, base, word_vectors, seed, settings_file=None):
     """What makes a row again."""
     if name in TRAINED:
         return notebook_command(base | with_words(TRAINED[name], word_vectors), seed)
     options = ["--systems", name, "--seeds", str(seed + 1), *(["--data", base["data"]] if "data" in base else [])]
+    options += ["--config", settings_file] if settings_file else []
     options += ["--word-vectors", word_vectors] if name == "conse" else []
     return "python -m clipdec.comparison " + shlex.join([*options, "--out", "runs/again"])
 

@@ -1,6 +1,7 @@
 """`export_onnx`: a trained run as one ONNX file that answers without torch."""
 
 import json
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -45,6 +46,9 @@ def export_onnx(run_folder, path):
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 'clipdec[onnx]'") from None
+    path = Path(path).expanduser()
+    if not path.parent.is_dir() or path.is_dir():
+        raise FileNotFoundError(f"{path} is no file in a folder that is there: make the folder, or give another path")
     predictor = Predictor.load(run_folder)
     predictor.model.cpu()
     predictor.config.device = "cpu"

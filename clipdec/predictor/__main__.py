@@ -1,9 +1,12 @@
 """Print the labels of photos, the most probable first, and a tick at those that are predicted."""
 
 import argparse
+import glob
 import json
+import os
 import sys
 
+from clipdec.labels import read_names
 from clipdec.predictor.predictor import Predictor
 from clipdec.training.processes import progress
 
@@ -41,6 +44,18 @@ def ask(predictor, photos, labels, top_k):
     return answers
 
 
+def found(patterns):
+    """The paths that patterns such as photos/*.jpg stand for, which not every shell expands; else the text itself."""
+    for pattern in map(os.path.expanduser, patterns):
+        yield from [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern)) or [pattern]
+
+
+def listed(labels):
+    """The labels of a command line, those of the files @FILE among them, or None."""
+    lists = [read_names(label[1:])[0] if label.startswith("@") else [label] for label in labels or []]
+    return [name for names in lists for name in names] or None
+
+
 def show(predictor, answers):
     print("\n\n".join(f"{photo}\n{answer_table(predictor, answer)}" for photo, answer in answers.items()))
     calibration = predictor.calibration
@@ -51,30 +66,35 @@ def show(predictor, answers):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        prog="python -m clipdec.predictor", fromfile_prefix_chars="@", description=__doc__, epilog=EXAMPLES,
+        prog="python -m clipdec.predictor", description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     base_rate = "share of your photos that carry a label which you ask about, such as 0.05; by default that of val"
     top_k = "how many labels to print for each photo; by default 10, of those given by --labels all"
     parser.add_argument("run_folder", help="a folder that notebooks/04_train.ipynb wrote")
     parser.add_argument("photos", nargs="+", help="image files")
-    parser.add_argument("--labels", nargs="+", help="what to ask about; by default the labels of the run")
+    parser.add_argument("--labels", nargs="+", help="names, or @FILE of names; by default those of the run")
     parser.add_argument("--top-k", type=int, help=top_k)
     parser.add_argument("--base-rate", type=float, help=base_rate)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(arguments)
+    if args.top_k is not None and args.top_k < 1:
+        parser.error(f"--top-k must be at least 1, got {args.top_k}")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a pipe of Windows may have no tick
     try:
+        labels, photos = listed(args.labels), list(dict.fromkeys(found(args.photos)))
         predictor = Predictor.load(args.run_folder, args.base_rate)
-        predictor.vectors(args.labels or predictor.labels.names)
+        predictor.vectors(labels or predictor.labels.names)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    answers = ask(predictor, args.photos, args.labels, args.top_k)
+    answers = ask(predictor, photos, labels, args.top_k)
     if args.json:
         records = [answer_json(predictor, photo, answer) for photo, answer in answers.items()]
         print(json.dumps(records, indent=1, ensure_ascii=False))
     elif answers:
         show(predictor, answers)
-    sys.exit(int(len(answers) < len(set(args.photos))))
+    sys.exit(int(len(answers) < len(photos)))
 
 
 if __name__ == "__main__":

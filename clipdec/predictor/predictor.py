@@ -1,15 +1,15 @@
 """Predictor: any image, any labels."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from clipdec.calibration import Calibration
-from clipdec.images import open_image
-from clipdec.labels import LabelSpace
-from clipdec.training.build import label_queries, load_run
+from clipdec.images import ImageError, open_image
+from clipdec.training.build import label_queries, load_run, read_labels
 
 BATCH = 32  # images that are in memory at a time
 
@@ -43,11 +43,10 @@ class Predictor:
         """
         config, model = load_run(run_folder)
         try:
-            files = (Path(run_folder) / name for name in ("labels.json", "metrics.json"))
-            names, metrics = (json.loads(file.read_text(encoding="utf8")) for file in files)
-            labels, calibration = LabelSpace(**names), Calibration(**metrics["calibration"])
-        except (OSError, KeyError) as error:
-            remedy = f"is not finished, or of an older version ({error}): go on with it, resume True"
+            metrics = json.loads((Path(run_folder).expanduser() / "metrics.json").read_text(encoding="utf8"))
+            labels, calibration = read_labels(run_folder), Calibration(**metrics["calibration"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            remedy = f"is not finished, or of another version ({error}): go on with it, resume True"
             raise FileNotFoundError(f"the run in {run_folder} {remedy}") from None
         model.to(config.device)
         return cls(model, config, labels, calibration if base_rate is None else calibration.at(base_rate))
@@ -65,8 +64,8 @@ class Predictor:
 
     @torch.no_grad()
     def log_odds(self, images, labels):
-        """Logits [B, L] of the probabilities of labels for some images, on the CPU."""
-        pixels = torch.stack([self.model.tower.preprocess(open_image(image)) for image in images])
+        """Logits [B, L] of the probabilities of labels for some RGB images, on the CPU."""
+        pixels = torch.stack([self.model.tower.preprocess(image) for image in images])
         tokens, vectors = self.model.tower(pixels.to(self.config.device))
         logits = self.model.score(tokens, vectors, self.vectors(labels))
         return self.calibration.log_odds(logits.float().cpu())
@@ -75,22 +74,38 @@ class Predictor:
         """The labels of an image, or of each image of a list, with their probabilities, the most probable first.
 
         Args:
-            image: path of an image file, PIL image, array [H, W] or [H, W, 3], or tensor [3, H, W], of uint8 or
-                of floats in 0..1; or a list of these.
+            image: what `clipdec.images.open_image` takes: path of an image file, PIL image, array or tensor; or a list
+                of these.
             labels: names to ask about, known to training or not; by default those of the run.
             top_k: how many to return, by default all.
 
-        Returns: list of (label, probability), or a list of such lists.
-        Raises: ValueError if an image cannot be read or a label is empty.
+        Returns: list of (label, probability), or a list of such lists; in it None, and a warning that names it, for an
+            image that cannot be read.
+        Raises: ValueError if a single image cannot be read, or a label is empty.
         """
-        images = image if isinstance(image, (list, tuple)) else [image]
         labels = [labels] if isinstance(labels, str) else list(self.labels.names if labels is None else labels)
+        if not isinstance(image, (list, tuple)):
+            return self._answers([open_image(image)], labels, top_k)[0]
+        self.vectors(labels)  # before any work is done: a wrong label costs no answer
         answers = []
-        for part in (images[i : i + BATCH] for i in range(0, len(images), BATCH)):
-            for probabilities in self.log_odds(part, labels).sigmoid():
-                order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
-                answers.append([(labels[i], probabilities[i].item()) for i in order])
-        return answers if isinstance(image, (list, tuple)) else answers[0]
+        for part in (image[i : i + BATCH] for i in range(0, len(image), BATCH)):
+            opened = [self._open(each) for each in part]
+            found = iter(self._answers([each for each in opened if each], labels, top_k))
+            answers += [next(found) if each else None for each in opened]
+        return answers
+
+    def _open(self, image):
+        try:
+            return open_image(image)
+        except ImageError as error:
+            warnings.warn(f"left out: {error}", stacklevel=3)
+
+    def _answers(self, images, labels, top_k):
+        answers = []
+        for probabilities in self.log_odds(images, labels).sigmoid() if images else []:
+            order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
+            answers.append([(labels[i], probabilities[i].item()) for i in order])
+        return answers
 
     @torch.no_grad()
     def explain(self, image, label):

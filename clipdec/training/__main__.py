@@ -1,15 +1,15 @@
 """Train a CLIP-Decoder and write its run folder."""
 
 import argparse
-import json
 import sys
 from dataclasses import fields
 
 from clipdec.data import load_data
-from clipdec.training.config import AS_AUTHOR, Config
+from clipdec.training.config import AS_AUTHOR, Config, read_settings
 from clipdec.training.processes import is_main
 from clipdec.training.report import result_table
 from clipdec.training.run import fit
+from clipdec.training.run_folder import InUse
 
 EXAMPLES = """examples:
   python -m clipdec.training --config run.json                                # one process
@@ -29,10 +29,12 @@ def main(arguments=None):
     parser.add_argument("--config", required=True, help="JSON file of settings, such as the config.json of a run")
     parser.add_argument("--resume", action="store_true", help="go on from the state in the run folder")
     args = parser.parse_args(arguments)
-    with open(args.config, encoding="utf8") as file:
-        settings = json.load(file)
-    config = Config.from_parameters(settings | ({"resume": True} if args.resume else {}))
-    metrics = fit(load_data(config.data), config)
+    try:
+        settings = read_settings(args.config)
+        config = Config.from_parameters(settings | ({"resume": True} if args.resume else {}))
+        metrics = fit(load_data(config.data), config)
+    except (OSError, ValueError, FloatingPointError, InUse) as error:
+        sys.exit(f"error: {error}")
     if is_main():
         print(result_table(metrics))
 

@@ -1,19 +1,21 @@
 """From the settings of a run to its model, and from a run folder back to both."""
 
+import json
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 
-from clipdec.labels import same_name
+from clipdec.labels import LabelSpace
 from clipdec.losses import CombinedLoss
 from clipdec.model import CLIPDecoder
 from clipdec.towers import ImageTower, encode_labels, load_clip
 from clipdec.training.config import Config
+from clipdec.training.embeddings import load_label_embeddings
 from clipdec.training.fast import make_fast
+from clipdec.training.inputs import answer_inputs, changed
 
 
 def image_tower(config):
@@ -25,25 +27,6 @@ def label_queries(config, names):
     if config.label_embeddings:
         return F.normalize(load_label_embeddings(config.path("label_embeddings"), names), dim=-1)
     return encode_labels(names, config.text_tower, config.prompt)
-
-
-def load_label_embeddings(path, names):
-    """Label vectors [L, D] from an .npz with `names` [K] and `vectors` [K, D], in the order of `names`.
-
-    Raises ValueError if the file is not such an .npz or lacks a name.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            rows, vectors = [str(n) for n in file["names"]], file["vectors"]
-    except Exception as error:  # numpy and zipfile raise errors of many kinds
-        raise ValueError(f"label_embeddings {path} is not an .npz with `names` and `vectors`: {error}") from None
-    if vectors.ndim != 2 or len(vectors) != len(rows):
-        raise ValueError(f"label_embeddings {path}: {len(rows)} names but vectors of shape {vectors.shape}")
-    place = {same_name(n): i for i, n in enumerate(rows)} | {n: i for i, n in enumerate(rows)}
-    row = {n: place.get(n, place.get(same_name(n))) for n in names}
-    if missing := [n for n in names if row[n] is None]:
-        raise ValueError(f"label_embeddings {path} has no vector for {len(missing)} labels: {', '.join(missing)}")
-    return torch.from_numpy(vectors[[row[n] for n in names]]).float()
 
 
 def sentence_tower(config):
@@ -95,21 +78,34 @@ def recompute_activations(tower):
         raise ValueError(f"{tower.name} cannot recompute activations ({error}): {remedy}") from error
 
 
+def read_labels(run_folder):
+    """The LabelSpace of a run. Raises FileNotFoundError if the folder holds none."""
+    path = Path(run_folder).expanduser() / "labels.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"the run in {run_folder} is not finished, it has no labels.json: resume it")
+    return LabelSpace(**json.loads(path.read_text(encoding="utf8")))
+
+
 def load_run(run_folder):
     """(Config, CLIPDecoder in evaluation mode) of a run folder that `fit` wrote.
 
-    Raises FileNotFoundError if there is none, ValueError if the checkpoint does not fit its config.
+    Raises FileNotFoundError if there is none, ValueError if the checkpoint does not fit its config, or if the labels,
+    the frozen tower or the label vectors are not those that it was trained with.
     """
-    config, path = Config.load(run_folder), Path(run_folder) / "checkpoint.safetensors"
+    config, path = Config.load(run_folder), Path(run_folder).expanduser() / "checkpoint.safetensors"
     if not path.is_file():
         remedy = "train one with notebooks/04_train.ipynb, or give another run folder"
         raise FileNotFoundError(f"there is no checkpoint {path}: {remedy}")
     try:
         with safe_open(path, "pt") as file:
-            references = torch.zeros(file.get_slice("references").get_shape())
+            references, about = torch.zeros(file.get_slice("references").get_shape()), file.metadata() or {}
         model = build_model(config, references)
         load_model(model, str(path))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} does not fit its config.json ({reason}): both must come from one run") from error
+    if "inputs" in about:  # runs of older versions have none
+        trained_with, found = json.loads(about["inputs"]), answer_inputs(config, model.tower, read_labels(run_folder))
+        if others := changed(trained_with, found):
+            raise ValueError(f"{path} was trained with other inputs: {others}; bring back those, or train anew")
     return config, model.eval()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from clipdec.data import ROOT
+from clipdec.data import HOME
 
 PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
 
@@ -37,6 +37,7 @@ AT_LEAST_1 = "at least 1", lambda value: value >= 1
 ABOVE_0 = "more than 0", lambda value: value > 0
 SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
 WIDTHS = "a multiple of the 8 attention heads, at least 8", lambda value: value >= 8 and value % 8 == 0
+SEED = "from 0 to below 2^63", lambda value: 0 <= value < 2**63
 PROMPT = "a text with one {} where the label goes, as 'a photo of {}'", lambda value: value.count("{}") == 1
 POINTS = f"names of {', '.join(AS_AUTHOR)}", lambda value: set(value) <= AS_AUTHOR.keys()
 DEVICE = "auto, cpu, or a device that this torch has", lambda value: value == "auto" or _is_there(value)
@@ -54,7 +55,8 @@ def setting(help, bound=("", lambda value: True), default=None):
 class Config:
     """Settings of `fit`: those of a preset (presets.toml), and what is given beside it; None means the preset's value.
 
-    Relative paths start at the repository's root. Raises ValueError for a wrong type or value, or an unknown preset.
+    Relative paths start at the repository's root, or the folder that CLIPDEC_HOME names. Raises ValueError for a wrong
+    type or value, or an unknown preset.
     """
 
     preset: str = setting("mini, clip or paper: the value of every parameter that is None", one_of(*PRESETS), "mini")
@@ -95,7 +97,7 @@ class Config:
     processes: int = setting("GPUs, or processes on the CPU, that train together; `fit` starts them", AT_LEAST_1)
     num_workers: int = setting("processes that load images, for each training process", AT_LEAST_0)
     save_minutes: float = setting("minutes between two states on the disk; 0: after every step", AT_LEAST_0)
-    seed: int = setting("seed of everything random", AT_LEAST_0)
+    seed: int = setting("seed of everything random", SEED)
     device: str = setting("auto, cpu, cuda, ...", DEVICE)
     resume: bool = setting("go on from the last state in out_dir")
     as_author: list = setting("points of the author's code to follow, between commas (config.py: AS_AUTHOR)", POINTS)
@@ -138,19 +140,34 @@ class Config:
     @classmethod
     def load(cls, run_folder):
         """The Config that a run was made with. Raises FileNotFoundError if the folder holds none."""
-        path = Path(run_folder) / "config.json"
+        path = Path(run_folder).expanduser() / "config.json"
         if not path.is_file():
             remedy = "train one with notebooks/04_train.ipynb"
             raise FileNotFoundError(f"{run_folder} is not a run folder (it has no config.json): {remedy}")
-        return cls(**without_switches(json.loads(path.read_text(encoding="utf8"))) | {"device": "auto"})
+        settings = without_switches(read_settings(path))
+        if unknown := sorted(settings.keys() - {f.name for f in fields(cls)}):
+            remedy = "it is of another version: update clipdec"
+            raise ValueError(f"{path} has settings that are not known here, {', '.join(unknown)}: {remedy}")
+        return cls(**settings | {"device": "auto"})
 
     def as_dict(self):
         return asdict(self)
 
     def path(self, name):
-        """The path in setting `name`, from the repository's root, or None."""
+        """The path in setting `name`, from HOME, or None."""
         value = getattr(self, name)
-        return None if value is None else ROOT / Path(value).expanduser()
+        return None if value is None else HOME / Path(value).expanduser()
+
+
+def read_settings(path):
+    """The settings in a JSON file. Raises ValueError if it holds none."""
+    try:
+        settings = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): correct it there") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f'{path} holds no settings: write them as {{"epochs": 20, ...}}')
+    return settings
 
 
 def without_switches(settings):

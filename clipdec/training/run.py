@@ -16,6 +16,7 @@ from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.batches import TrainingImages
 from clipdec.training.build import build_model, label_queries
 from clipdec.training.config import without_switches
+from clipdec.training.inputs import changed, run_inputs
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.machine import duration, peak_memory_mb, versions
 from clipdec.training.processes import add_up, is_main, progress, rank_and_count, wait
@@ -46,9 +47,9 @@ def fit(data, config, on_epoch=None):
         on_epoch: called with the rows of history.csv so far after every epoch (not with `processes`).
 
     Returns: the contents of metrics.json.
-    Raises: FloatingPointError if the loss is no longer finite, OSError if the disk is full, RuntimeError if another run
-    writes to the folder, ValueError for settings that do not fit the data or the state. The last complete state is
-    kept.
+    Raises: FloatingPointError if the loss is no longer finite, OSError if the disk is full, FileExistsError if out_dir
+    holds something else than a run, RuntimeError if another run writes to it, ValueError for settings that do not fit
+    the data, or a state made of other data, weights or settings. What was there is kept then.
     """
     if config.processes > 1 and "LOCAL_RANK" not in os.environ:
         AcceleratorState._reset_state(reset_partial_state=True)  # left by a run in this process, in the launcher's way
@@ -70,10 +71,13 @@ class Run:
     def __init__(self, data, config, folder, on_epoch):
         self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
         self.began = self.saved = time.time()
-        state = self._state_to_resume()
+        state = folder.load_state(config.device) if config.resume else None
         self.asked, self.held = held_labels(data.labels, config)
         self.queries = label_queries(config, data.labels.names).to(config.device)
         model = build_model(config, self.queries[self.asked].cpu()).to(config.device)
+        self.inputs = run_inputs(data, config, model.tower)
+        if state:
+            self._check(state)
         self.images = TrainingImages(data, self.asked, model, config)
         self.val_kept = encoded(model, data.val, data, config)
         self.trainer = AcceleratedTrainer(model, config, config.epochs * self.images.steps)
@@ -84,10 +88,13 @@ class Run:
         if state:
             self.trainer.load(state)
             self.position = state["position"]
-        folder.clear(keep_record=state is not None)  # only now: all that a run is built of has been found
-        folder.write_json("config.json", config.as_dict())
+        self.resumed = state is not None
 
     def run(self):
+        """Metrics of the run. All that it needs has been found, and a step been tried, before an old run is removed."""
+        if self.position["epoch"] < self.config.epochs:
+            self._announce()
+        self._begin()
         with Interruption() as interruption:
             try:
                 self._train(interruption)
@@ -99,10 +106,15 @@ class Run:
                 stopped.end()
         return self._evaluate()
 
+    def _begin(self):
+        labels = self.data.labels
+        if not self.resumed:
+            self.folder.clear()
+        self.folder.write_json("config.json", self.config.as_dict())
+        self.folder.write_json("labels.json", {"seen": labels.seen, "unseen": labels.unseen})
+
     def _train(self, interruption):
         position, config = self.position, self.config
-        if position["epoch"] < config.epochs:
-            self._announce()
         while position["epoch"] < config.epochs and not self._stops_early():
             with interruption.held():
                 self._train_epoch(interruption)
@@ -117,11 +129,11 @@ class Run:
         load_model(model, str(self.folder.path / "checkpoint.safetensors"))
         model.clip_weight.fill_(choose_clip_weight(model, data, config))
         wait()  # until all have read it
-        self.folder.save_model(model)
-        self.folder.write_json("labels.json", {"seen": data.labels.seen, "unseen": data.labels.unseen})
+        self.folder.save_model(model, self.inputs)
         best = position["epoch"] if "last_weights" in config.as_author else position["best"]["epoch"]
         metrics = evaluate(model, data, config) | {
-            "data": str(config.data), "config": config.as_dict(), "seed": config.seed, "epochs": position["epoch"],
+            "data": str(config.data), "inputs": self.inputs, "config": config.as_dict(), "seed": config.seed,
+            "epochs": position["epoch"],
             "best_epoch": best, "chosen_by": self._criterion(), "clip_weight": round(model.clip_weight.item(), 6),
             "seconds": round(position["seconds"] + time.time() - self.began, 1),
             "peak_memory_mb": round(peak_memory_mb(config.device)), "processes": rank_and_count()[1],
@@ -129,16 +141,14 @@ class Run:
         }  # fmt: skip
         return self.folder.write_json("metrics.json", metrics)
 
-    def _state_to_resume(self):
-        """The state to go on from, or None. Raises ValueError if it belongs to other settings."""
-        state = self.folder.load_state(self.config.device) if self.config.resume else None
-        if not state:
-            return None
-        mine, its = self.config.as_dict(), {"as_author": []} | without_switches(state["config"])
-        if changed := [name for name in mine if name not in FREE and mine[name] != its.get(name)]:
-            made = f"{self.folder.path / 'state.pt'} was made with another {', '.join(changed)}"
-            raise ValueError(f"{made}: resume with the same settings, or set resume False")
-        return state
+    def _check(self, state):
+        """Raises ValueError if a state belongs to other settings, data or weights."""
+        mine = {name: value for name, value in self.config.as_dict().items() if name not in FREE}
+        its = {"as_author": []} | without_switches(state["config"])
+        others = changed(its, mine) or changed(state.get("inputs", self.inputs), self.inputs)
+        if others:
+            made = f"{self.folder.path / 'state.pt'} was made with another {others}"
+            raise ValueError(f"{made}: resume with the same, or set resume False")
 
     def _train_epoch(self, interruption):
         """The steps of the epoch that are still to do."""
@@ -213,7 +223,7 @@ class Run:
         if best is None or not value <= best["value"]:  # nan, where val measures nothing: the last
             position["best"] = {"epoch": epoch, "value": value}
         if position["best"]["epoch"] == epoch or "last_weights" in self.config.as_author:
-            self.folder.save_model(self.trainer.average.module)
+            self.folder.save_model(self.trainer.average.module, self.inputs)
         self.folder.write_history(position["history"])
         scalars = {f"epoch/{name}": figure for name, figure in row.items() if name != "epoch"}
         self.folder.log(epoch * self.images.steps, scalars)
@@ -231,7 +241,8 @@ class Run:
     def _save(self):
         now = time.time()
         position = self.position | {"seconds": self.position["seconds"] + now - self.began}
-        self.folder.save_state(self.trainer.state() | {"position": position, "config": self.config.as_dict()})
+        about = {"position": position, "config": self.config.as_dict(), "inputs": self.inputs}
+        self.folder.save_state(self.trainer.state() | about)
         self.saved = now
 
     def _announce(self):

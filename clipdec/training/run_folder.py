@@ -13,11 +13,14 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
 from torch.utils.tensorboard import SummaryWriter
 
-RECORD = ("labels.json", "checkpoint.safetensors", "history.csv", "state.pt")  # beside tensorboard/
+from clipdec.training.config import read_settings
+
+RECORD = ("labels.json", "checkpoint.safetensors", "history.csv", "state.pt", "metrics.json")  # and tensorboard/
+BEFORE = {"lock", "log.txt", "scores.npz"}  # what may be there before a run has begun
 
 
 @contextmanager
@@ -31,9 +34,10 @@ def whole(path):
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-        folder = os.open(Path(path).parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name, too
-        os.close(folder)
+        with suppress(OSError):  # Windows opens no folder
+            folder = os.open(Path(path).parent, os.O_RDONLY)
+            os.fsync(folder)  # the new name, too
+            os.close(folder)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -69,13 +73,32 @@ def without_nan(content):
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+class InUse(RuntimeError):
+    """Another run writes to the folder."""
+
+
+def check_out_dir(path):
+    """Raises FileExistsError if a folder holds anything and is not that of a run: what is in it is not ours to change.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"out_dir {path} is a file: give another out_dir")
+    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    with suppress(OSError, ValueError):
+        if "dataset_dict.json" not in names and {"preset", "out_dir"} <= read_settings(path / "config.json").keys():
+            return
+    if names - BEFORE:
+        what = "the folder of a data set" if "dataset_dict.json" in names else "not empty, and no run folder"
+        raise FileExistsError(f"out_dir {path} is {what}: give another out_dir; nothing in it was changed")
+
+
 class RunFolder:
     """What a run keeps, written by the main process alone (`main`); the others only read.
 
-    Raises: RuntimeError if another run writes to this folder at the same time.
+    Raises: FileExistsError if the folder holds something else, InUse if another run writes to it at the same time.
     """
 
     def __init__(self, path, main=True):
+        check_out_dir(path)
         self.path, self.main, self.writer = path, main, None
         path.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(path / "lock", timeout=0)
@@ -84,7 +107,7 @@ class RunFolder:
                 self.lock.acquire()
             except Timeout:
                 remedy = "wait for it, or choose another out_dir"
-                raise RuntimeError(f"another run is writing to {path}: {remedy}") from None
+                raise InUse(f"another run is writing to {path}: {remedy}") from None
 
     def close(self):
         with suppress(OSError):  # of a full disk, which the run itself has met
@@ -92,12 +115,9 @@ class RunFolder:
                 self.writer.close()
         self.lock.release()
 
-    def clear(self, keep_record):
-        """Remove old results, which must not stand beside new settings, and without `keep_record` what led to them."""
-        if not self.main:
-            return
-        (self.path / "metrics.json").unlink(missing_ok=True)
-        if not keep_record:
+    def clear(self):
+        """Remove the files of the run that was there, and no others."""
+        if self.main:
             for name in RECORD:
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -111,11 +131,11 @@ class RunFolder:
                 aside.write_text(text + "\n", encoding="utf8")
         return content
 
-    def save_model(self, model):
-        """checkpoint.safetensors, what an evaluation loads."""
+    def save_model(self, model, inputs):
+        """checkpoint.safetensors, what an evaluation loads, and in its metadata the `inputs` of the run."""
         if self.main:
             with whole(self.path / "checkpoint.safetensors") as aside:
-                save_model(model, str(aside))
+                save_model(model, str(aside), {"inputs": json.dumps(inputs)})
 
     def save_state(self, state):
         """state.pt, from which a run goes on."""
@@ -124,9 +144,22 @@ class RunFolder:
                 torch.save(state, file)
 
     def load_state(self, device):
-        """The last complete state, or None."""
-        path = self.path / "state.pt"
-        return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+        """The last complete state, or None. Raises ValueError if it, or the checkpoint it goes with, is damaged."""
+        path, checkpoint = self.path / "state.pt", self.path / "checkpoint.safetensors"
+        if not path.is_file():
+            return None
+        damaged = "is lost or cut ({}): bring back the whole file, or set resume False"
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch, zip and pickle raise errors of many kinds
+            raise ValueError(f"{path} {damaged.format(str(error).splitlines()[0])}") from None
+        if state["position"]["best"]:
+            try:
+                with safe_open(checkpoint, "pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{checkpoint}, the best epoch so far, {damaged.format(error)}") from None
+        return state
 
     def write_history(self, history):
         """history.csv, a row an epoch."""

@@ -1,21 +1,23 @@
 """What is computed of images and texts once: arrays on disk, filled row by row and read through memory maps."""
 
-import hashlib
 import math
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from torch.utils.data import DataLoader
 
 from clipdec.labels import sentences
-from clipdec.towers import encode_labels, encode_texts, load_clip
+from clipdec.towers import encode_labels, encode_texts
 from clipdec.training.build import label_queries, sentence_tower
+from clipdec.training.inputs import digest, text_key, tower_key
 from clipdec.training.pixels import Pixels
 from clipdec.training.processes import add_up, is_main, progress, rank_and_count, share, wait
 
@@ -96,29 +98,6 @@ class Rows:
         return (self[i : i + size] for i in range(0, len(self), size))
 
 
-def digest(*parts):
-    """A short name for all of `parts` (texts, or dicts of tensors), another one if anything in them is another."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            found.update(part.encode() + b"\0")
-            continue
-        for key, value in part.items():
-            found.update(f"{key} {tuple(value.shape)} {value.dtype}\0".encode())
-            found.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
-
-
-def tower_key(tower):
-    """Identifies an ImageTower, its weights and its preprocessing."""
-    return digest(tower.name, str(tower.preprocess), tower.trunk.state_dict())
-
-
-def text_key(name):
-    """Identifies the text tower of a CLIP and its weights."""
-    return digest(name, {k: v for k, v in load_clip(name).model.state_dict().items() if not k.startswith("visual.")})
-
-
 def files_key(paths):
     """A text that changes when any of the files is written anew: their names, sizes and times of change."""
     stats = [(Path(path), Path(path).stat()) for path in sorted(paths)]
@@ -126,8 +105,16 @@ def files_key(paths):
 
 
 def token_folder(data):
-    """Where tokens and sentences of a data set are kept."""
-    return data.folder / "tokens"
+    """Where tokens and sentences of a data set are kept; None, in memory, if nothing can be written there."""
+    folder = data.folder / "tokens"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        if is_main():
+            print(f"{folder} cannot be written ({error.strerror}): tokens stay in memory", flush=True)
+        return None
 
 
 def encode_split(tower, split, data, config):
@@ -158,7 +145,8 @@ def encode_images(tower, split, folder=None, batch_size=64, num_workers=0, devic
             data. None keeps them in memory.
     """
     store, names = _store_of(tower, split, folder)
-    todo = share(store.missing(split.index))
+    todo = store.missing(split.index)
+    todo = share(todo) if store.folder else todo  # memory is not shared
     if len(todo):
         tower.to(device).eval()
         rest = replace(split, index=todo, targets=split.targets[:1].expand(len(todo), -1))
@@ -185,8 +173,9 @@ def _store_of(tower, split, folder):
     vectors = {"vectors": ((tower.embed_dim,), np.float32)}
     arrays = {"tokens": ((math.prod(tower.grid), tower.num_features), np.float16)} | vectors
     if not folder or not files or not count:
-        return Store(None, count, arrays), arrays
-    kept = Path(folder) / f"{split.name}-{digest(tower_key(tower), files_key(files))}"
+        fits = _has_room(None, len(split.index), arrays)
+        return Store(None, count, arrays if fits else vectors), arrays if fits else vectors
+    kept = Path(folder) / f"{split.name}-{digest(tower_key(tower), split.stored, files_key(files))}"
     store = Store(kept, count, arrays)
     if _has_room(kept, len(store.missing(split.index)), arrays):
         return store, arrays
@@ -194,13 +183,15 @@ def _store_of(tower, split, folder):
 
 
 def _has_room(folder, count, arrays):
-    """Whether the disk of every process has room for `count` more rows; says so if not."""
+    """Whether the disk, or without a folder the memory, of every process has room for `count` more rows; says so if
+    not.
+    """
     needed = count * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
-    fits = needed < 0.95 * shutil.disk_usage(folder).free
+    fits = needed < (0.95 * shutil.disk_usage(folder).free if folder else 0.5 * psutil.virtual_memory().available)
     fits = add_up(torch.tensor(float(fits))) == rank_and_count()[1]
     if not fits and is_main():
-        slower = "images are encoded anew each time, which is slower"
-        print(f"{folder.parent} has no room for {needed / 1e9:.1f} GB of tokens: {slower}", flush=True)
+        place, slower = folder.parent if folder else "memory", "images are encoded anew each time, which is slower"
+        print(f"{place} has no room for {needed / 1e9:.1f} GB of tokens: {slower}", flush=True)
     return fits
 
 
@@ -222,7 +213,8 @@ def encode_sentences(split, labels, config, asked=None, folder=None):
     texts, width = list(row_of), encode_labels(["a"], encoder).shape[1]
     kept = folder / f"sentences-{digest(text_key(encoder), *texts)}" if folder else None
     store = Store(kept, len(texts), {"vectors": ((width,), np.float32)})
-    todo = share(store.missing(torch.arange(len(texts))))
+    todo = store.missing(torch.arange(len(texts)))
+    todo = share(todo) if store.folder else todo
     for rows in progress(todo.split(1024) if len(todo) else [], desc="sentences"):
         store.write(rows, {"vectors": encode_texts([texts[i] for i in rows], encoder, config.device)})
     wait()

@@ -65,7 +65,7 @@ def test_every_system_has_a_row_for_every_seed(table):
 
 def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, small):
     for row in table[2]:
-        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npy")
+        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npz")
         for task, first in (("zsl", len(small.labels.seen)), ("gzsl", 0)):
             s, t = scores[:, first:], small.test.targets[:, first:].numpy()
             aps = [average_precision_score(t[:, i], s[:, i]) for i in range(t.shape[1]) if t[:, i].any()]
@@ -83,7 +83,7 @@ def test_a_trained_row_is_that_of_its_run(table):
 
 def test_resume_takes_what_is_there(table, no_processes):
     folder, arguments, rows = table
-    stamps = {path: path.stat().st_mtime_ns for path in (folder / "runs/small").rglob("scores.npy")}
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "runs/small").rglob("scores.npz")}
     main([*arguments, "--out", f"{folder}/small", "--resume"])
     assert json.loads((folder / "small.json").read_text()) == rows and len(stamps) == 2 * len(SYSTEMS)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -137,7 +137,7 @@ def test_ablations_change_what_they_say(table, tmp_path, monkeypatch, no_process
     assert differences[0]["zsl"]["mean"] == pytest.approx(rows[1]["zsl"]["map"] - rows[0]["zsl"]["map"])
     assert [(r["group"], r["setting"]) for r in rows] == [(group, s) for group in settings for s in settings[group]]
     runs = table[0] / "runs/small_ablations"
-    assert rows[0]["zsl"] == rows[2]["zsl"] != rows[1]["zsl"] and len([*runs.rglob("scores.npy")]) == 3
+    assert rows[0]["zsl"] == rows[2]["zsl"] != rows[1]["zsl"] and len([*runs.rglob("scores.npz")]) == 3
     saved = [json.loads(path.read_text()) for path in runs.rglob("config.json")]
     found = sorted((config["head"], config["label_embeddings"] or "") for config in saved)
     assert found == [("ml_decoder", ""), ("residual", ""), ("residual", f"{table[0]}/words.npz")]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from samples import run
 
-from clipdec.training.build import load_label_embeddings
+from clipdec.training.embeddings import load_label_embeddings
 from data_prep import embeddings
 from data_prep.embeddings import average_words, convert, read_words, words_of
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from samples import run
 
-from clipdec.training.build import load_label_embeddings
+from clipdec.training.embeddings import load_label_embeddings
 from data_prep import emoji_scenes, word_vectors
 from data_prep.word_vectors import captions, cooccurrences, factorise, name_vectors, ppmi
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from clipdec import Config
-from clipdec.training.build import label_queries, load_label_embeddings
+from clipdec.training.build import label_queries
+from clipdec.training.embeddings import load_label_embeddings
 
 
 def test_embeddings_come_in_the_order_asked_for(tmp_path):

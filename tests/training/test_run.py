@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import assert_equal, at_step, history, results, save_vectors, spy
-from safetensors.torch import load_file
+from conftest import SIZES
+from helpers import assert_equal, at_step, files, history, results, save_vectors, spy, timm_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clipdec import Predictor, encode_labels, fit, hold_out, load_run
+from clipdec import LabelSpace, Predictor, encode_labels, fit, hold_out, load_data, load_run
 from clipdec.calibration import Calibration
 from clipdec.towers import load_clip
 from clipdec.training import batches, run, tokens
@@ -23,6 +24,7 @@ from clipdec.training.build import build_model, label_queries
 from clipdec.training.machine import duration, peak_memory_mb
 from clipdec.training.scores import evaluate, held_labels, predict
 from clipdec.training.tokens import encode_sentences, encoded
+from data_prep import emoji_scenes
 
 FIGURES = {"map", "p@3", "r@3", "f1@3", "p@5", "r@5", "f1@5"}
 
@@ -35,8 +37,8 @@ def test_metrics_json(tiny, tiny_run):
     folder, metrics = tiny_run
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     reports = {"zsl", "zsl_without_twins", "gzsl", "seen"}
-    about = {"protocol", "data", "config", "seed", "epochs", "best_epoch", "chosen_by", "seconds", "peak_memory_mb"}
-    chosen = {"clip_weight", "calibration", "seen_offset", "gzsl_calibrated", "processes", "versions", "raw_clip"}
+    about = {"protocol", "data", "inputs", "config", "seed", "epochs", "best_epoch", "chosen_by", "seconds", "versions"}
+    chosen = {"clip_weight", "calibration", "seen_offset", "gzsl_calibrated", "processes", "peak_memory_mb", "raw_clip"}
     assert metrics.keys() == reports | about | chosen
     plain = metrics["gzsl"]["map"]  # an offset between labels moves no image, but for rounding
     assert metrics["gzsl_calibrated"]["map"] == pytest.approx(plain, abs=0.05)
@@ -276,7 +278,7 @@ def test_the_command_line(tiny, tmp_path, capsys):
     main(["--config", str(path), "--resume"])
     assert "epoch 1" not in capsys.readouterr().out
     path.write_text(json.dumps({"epoch": 3}))
-    with pytest.raises(ValueError, match="unknown parameter 'epoch': did you mean 'epochs'"):
+    with pytest.raises(SystemExit, match="error: unknown parameter 'epoch': did you mean 'epochs'"):
         main(["--config", str(path)])
 
 
@@ -300,17 +302,111 @@ def test_resuming_nothing_starts_anew(train, tiny_run, tmp_path):
     ("lr", 1e-3), ("epochs", 3), ("seed", 5), ("prompt", "{}"), ("as_author", "sum_loss"),
 ])  # fmt: skip
 def test_resuming_with_other_settings(train, finished, name, value):
-    before = (finished / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=f"made with another {name}"):
+    before = files(finished)
+    with pytest.raises(ValueError, match=rf"made with another {name} .* \(now \[?'?{value}"):
         train(finished, **{"epochs": 2, "resume": True, name: value})
-    assert (finished / "config.json").read_bytes() == before and (finished / "metrics.json").is_file()
+    assert files(finished) == before
+
+
+def test_resuming_with_other_data(tiny, train, finished, tmp_path):
+    """Other photos, other labels of one, a label that was trained and is now unseen, under the same name."""
+    before, labels = files(finished), tiny.labels
+    drawn = load_data(emoji_scenes.prepare(tmp_path / "tiny", 1, SIZES, workers=1))
+    targets = tiny.train.targets.clone()
+    targets[0, 0] ^= True
+    moved = LabelSpace(labels.seen[:-1], [labels.seen[-1], *labels.unseen])
+    for other in (drawn, replace(tiny, train=replace(tiny.train, targets=targets)), replace(tiny, labels=moved)):
+        with pytest.raises(ValueError, match=f"made with another data '{tiny.fingerprint}' .now '{other.fingerprint}'"):
+            train(finished, other, epochs=2, resume=True)
+    assert files(finished) == before
+    same = load_data(shutil.copytree(tiny.folder, tmp_path / "moved", ignore=lambda *_: ["tokens"]))
+    assert train(finished, same, epochs=2, resume=True)["epochs"] == 2  # the same data at another place
+
+
+FAILING = {
+    "label_embeddings": "/no/such.npz", "preset": "clip", "hold_out": 0.9999, "accumulate": 100, "seed": 2**64,
+    "image_tower": "timm:no", "text_tower": "open_clip:ViT-B-32/nowhere.pt", "sentence_tower": "maxi",
+    "image_weights": "no.safetensors",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_start_that_fails_leaves_the_run_that_was_there(train, finished, name):
+    before = files(finished)
+    more = {"image_tower": "timm:test_vit"} if name == "image_weights" else {}
+    with pytest.raises((ValueError, OSError)):
+        train(finished, **{name: FAILING[name]} | more)
+    assert files(finished) == before
+
+
+def test_nor_does_one_that_runs_out_of_memory(train, finished, monkeypatch):
+    before = files(finished)
+    spy(monkeypatch, AcceleratedTrainer, "gradients", lambda n: torch.empty(2**60))
+    with pytest.raises(RuntimeError, match="memory"):
+        train(finished, lr=1e-3)
+    assert files(finished) == before
+
+
+def test_what_is_no_run_folder_is_not_touched(tiny, train, tmp_path):
+    for name, content in (("notes.txt", "mine"), ("labels.json", "{}"), ("config.json", '{"model_type": "clip"}')):
+        (tmp_path / name[:3]).mkdir()
+        (tmp_path / name[:3] / name).write_text(content)
+        with pytest.raises(FileExistsError, match="not empty, and no run folder: give another out_dir"):
+            train(tmp_path / name[:3])
+        assert files(tmp_path / name[:3]) == {name: content.encode()}
+    with pytest.raises(FileExistsError, match="is a file"):
+        train(tmp_path / "not" / "notes.txt")
+    other = shutil.copytree(tiny.folder, tmp_path / "data")
+    (other / "config.json").write_text(json.dumps({"preset": "mini", "out_dir": "x"}))  # of an older version's run
+    before = files(other)
+    with pytest.raises(FileExistsError, match="the folder of a data set"):
+        train(other)
+    assert files(other) == before
+
+
+@pytest.mark.parametrize("name, cut", [("state.pt", 1), ("checkpoint.safetensors", 1), ("checkpoint.safetensors", 0)])
+def test_resuming_with_a_file_that_is_cut_or_lost(train, finished, name, cut):
+    whole = (finished / name).read_bytes()
+    (finished / name).unlink() if not cut else (finished / name).write_bytes(whole[: len(whole) // 2])
+    before = files(finished)
+    with pytest.raises(ValueError, match=f"{name}.* is lost or cut .*: bring back the whole file, or set resume False"):
+        train(finished, epochs=2, resume=True)
+    assert files(finished) == before
+
+
+def test_a_run_of_a_newer_version(finished):
+    path = finished / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warp": 9}))
+    with pytest.raises(ValueError, match="settings that are not known here, warp: it is of another version"):
+        load_run(finished)
+
+
+def test_answers_rest_on_the_weights_that_a_run_was_trained_with(tiny, train, tmp_path):
+    """Replaced weights of a frozen tower and replaced label vectors are refused; what is appended to them is not."""
+    model, weights = timm_file("test_efficientnet", tmp_path)
+    rows = torch.randn(len(tiny.labels.names), 8).numpy()
+    vectors = save_vectors(tmp_path / "vectors.npz", tiny.labels.names, rows)
+    changes = {"image_tower": "timm:test_efficientnet", "image_weights": str(weights), "label_embeddings": vectors}
+    some = replace(tiny, folder=tmp_path)
+    train(tmp_path / "run", some, **changes)
+    save_vectors(vectors, [*tiny.labels.names, "more"], np.concatenate([rows, rows[:1]]))
+    assert load_run(tmp_path / "run")
+    save_vectors(vectors, tiny.labels.names, rows[::-1])
+    with pytest.raises(ValueError, match="trained with other inputs: label_embeddings '.*' .now '.*'.; bring back"):
+        load_run(tmp_path / "run")
+    save_vectors(vectors, tiny.labels.names, rows)
+    save_file({k: v.flip(0).contiguous() for k, v in model.state_dict().items()}, weights)
+    with pytest.raises(ValueError, match="trained with other inputs: image_tower '.*' .now '.*'.; bring back"):
+        load_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="made with another image_tower '.*' .now '.*'"):
+        train(tmp_path / "run", some, **changes, resume=True)
 
 
 def test_no_old_weights_beside_new_settings(train, finished, monkeypatch):
     at_step(monkeypatch, 1, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(finished, prompt="{}")
-    assert {f.name for f in finished.iterdir()} == {"config.json", "lock"}
+    assert {f.name for f in finished.iterdir()} == {"config.json", "labels.json", "lock"}
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         load_run(finished)
 
