@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 UNFITTED = "probabilities are not calibrated, only their order counts: val cannot tell, as {}"
-LEAST_GAP = 0.01  # of calibrated logits, between labels that are there and others; below it the scale is next to 0
+LEAST_GAP = 0.01  # between calibrated logits of true labels and of others; below it the scale is next to 0
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ def log_odds(probability):
 def fit_calibration(logits, targets):
     """The Calibration of a model: `platt`, then `best_threshold`.
 
-    Args: logits, targets, bool [M, L], of images that were not trained on. Where these cannot tell what a logit is worth,
-    probabilities stay sigmoids of the logits, with a note that says why.
+    Args: logits, targets, bool [M, L], of images that were not trained on. Where these cannot tell what a logit means,
+    probabilities stay sigmoids of the logits, and a note says why.
     """
     if not targets.any() or targets.all():
         there = "each of its images carries all labels" if targets.any() else "none of its images carries a label"
         return Calibration(note=UNFITTED.format(there if len(targets) else "it holds no image"))
     rate, (scale, shift) = targets.double().mean().item(), platt(logits, targets)
     if not scale * (logits[targets].mean() - logits[~targets].mean()) > LEAST_GAP:
-        return Calibration(base_rate=rate, note=UNFITTED.format("labels that are there hardly score higher than others"))
+        return Calibration(base_rate=rate, note=UNFITTED.format("true labels hardly score higher than others"))
     threshold = best_threshold((scale * logits.double() + shift).sigmoid(), targets)
     return Calibration(scale, shift, threshold, rate)
 

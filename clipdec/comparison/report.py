@@ -102,7 +102,7 @@ mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test im
 {protocol["labels_without_positives"]} labels without a positive left out. Epochs, weights and offsets are chosen \
 on val, by labels held out of the training and labels in it; test labels choose nothing."""
     if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
-        about += f" No test image carries a label that {' and '.join(missing)} ranks: a dash is a figure that does not exist."
+        about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
