@@ -52,6 +52,7 @@ class Controls(w.VBox):
         rate = {"value": 10**start, "step": 0.01, "readout_format": ".2%"} | ends | WIDE
         self.seen_rate = w.FloatLogSlider(description="base rate, seen", **rate)
         self.other_rate = w.FloatLogSlider(description="base rate, other", **rate)
+        self.base_rate = self.seen_rate.value  # as long as no slider is moved, probabilities are the Predictor's
         self.sliders = [self.threshold, self.temperature, self.seen_rate, self.other_rate]
         notes = [w.HTML(render.message(note), layout={"width": "420px"}) for note in notes if note]
         return w.VBox([self.ranking, self.keep, *self.sliders, *notes])
@@ -181,7 +182,7 @@ class Panel(Controls):
 
     def _show_scores(self):
         """All that depends on the probabilities."""
-        decision = Decision(*(slider.value for slider in self.sliders), self.predictor.calibration.base_rate)
+        decision = Decision(*(slider.value for slider in self.sliders), self.base_rate)
         names, probabilities = self._ranked(decision)
         predicted = [name for name, there in zip(names, probabilities >= decision.threshold) if there]
         carried = [] if self.number is None else self.split.targets[self.number].nonzero().flatten()
