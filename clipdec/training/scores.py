@@ -28,7 +28,7 @@ def held_labels(labels, config):
     """
     count = round(config.hold_out * len(labels.seen))
     if count == len(labels.seen):
-        found = f"hold_out {config.hold_out} keeps all {count} seen labels out of the training"
+        found = f"hold_out {config.hold_out} keeps all seen labels ({count}) out of the training"
         raise ValueError(f"{found}: choose a smaller one")
     return split_seen(labels, count, config.seed)
 
