@@ -59,7 +59,8 @@ def _reason(error):
         return "missing"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "too large"
-    return next((word for word in ("truncated", "empty", "HEIC") if word in str(error)), "unreadable")
+    words = (word for word in ("truncated", "empty", "HEIC") if word.lower() in str(error).lower())
+    return next(words, "unreadable")
 
 
 def _opened(image, short_side):

@@ -4,7 +4,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-NO_LABEL = {"", "-", "nan", "none", "null", "n/a"}  # what tables hold where there is no label, casefolded
+NO_LABEL = {"", "-", "--", "–", "—", "nan", "none", "null", "n/a"}  # written where there is no label
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))  # spaces without width, soft hyphen
 
 

@@ -191,27 +191,26 @@ def prepare(out, seed=0, sizes=SPLITS, workers=2, most=MOST):
 
     Does nothing if `out` already holds the same scenes; raises FileExistsError if it is something else. Returns `out`.
     """
+    out = Path(out).expanduser()
     for name in concepts()[3]:
         glyph(name)  # kept, so that forked workers need not draw it again
     items = {split: [(f"{split}-{i:05}.png", split, i) for i in range(n)] for split, n in sizes.items()}
     info, make = description(seed, dict(sizes), most), partial(_row, seed=seed, most=most)
     write(out, info, items, make, workers, replace="emoji scenes")
-    return Path(out)
+    return out
 
 
 def main():
     options = script.parser(__doc__, "data/emoji")
-    options.add_argument("--seed", type=int, default=0, help="another seed draws other scenes")
-    options.add_argument("--workers", type=int, default=2, help="processes that draw")
+    options.add_argument("--seed", type=script.seed, default=0, help="another seed draws other scenes")
+    options.add_argument("--workers", type=script.count, default=2, help="processes that draw")
     most = {"default": MOST, "choices": range(1, MOST + 1), "metavar": f"1..{MOST}"}
     options.add_argument("--objects", type=int, **most, help="most objects in a scene")
     for split, n in SPLITS.items():
-        options.add_argument(f"--{split}", type=int, default=n, help=f"scenes in {split}")
+        options.add_argument(f"--{split}", type=script.count, default=n, help=f"scenes in {split}")
     args = options.parse_args()
-    try:
+    with script.messages(options.error, "stopped: the same command goes on from here"):
         prepare(args.out, args.seed, {split: getattr(args, split) for split in SPLITS}, args.workers, args.objects)
-    except (OSError, ValueError) as error:
-        options.error(str(error))
 
 
 if __name__ == "__main__":

@@ -3,73 +3,102 @@
     python -m data_prep.folder --images photos --labels labels.csv --unseen names.txt --out data/mine
 
 The CSV has the columns `image,labels` (a path below the folder; labels separated by `;`), or `image` and one column of
-0 and 1 a label. Unseen labels are listed one a line (--unseen), or drawn among all (--hold-out 0.2 --seed 0). Every
-photo that carries one is in test, with a share of the others (--test), so that no training photo shows one.
+0 and 1 a label; between columns is a comma, a semicolon or a tab. Unseen labels are listed one a line (--unseen), or
+drawn among all (--hold-out 0.2 --seed 0). Every photo that carries one is in test, with a share of the others (--test),
+so that no training photo shows one.
 """
 
-import csv
 import difflib
 import random
+import re
+from collections import Counter
 from pathlib import Path
 
-from clipdec.labels import read_names
-from data_prep import photos
+from clipdec.labels import NO_LABEL, LabelSpace, read_names, same_name
+from data_prep import photos, script
+from data_prep.names import image_path, one_spelling, relabel
+from data_prep.tables import read_rows
+
+FLAGS = dict.fromkeys(("1", "1.0", "true", "yes"), True) | dict.fromkeys(("0", "0.0", "false", "no"), False)
+LIST = re.compile(r"[\[({]\s*(['\"].*)?[\])}]")  # as Python writes it
 
 
 def read_table(path):
     """[(image, label names)] of a labels CSV. Raises ValueError that names the line that is wrong."""
-    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
-        table = csv.reader(file)
-        header = [name.strip() for name in next(table, [])]
-        if "image" not in header or len(header) < 2:
-            forms = "image,labels or image and one column a label"
-            raise ValueError(f"{path}: the first line must name the columns: {forms}")
-        if repeated := sorted({name for name in header if header.count(name) > 1 or not name}):
-            raise ValueError(f"{path}: empty or repeated columns: {', '.join(map(repr, repeated))}")
-        rows, lines = [], {}
-        for cells in table:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                counts = f"{len(cells)} cells where the first line has {len(header)}"
-                raise ValueError(f"{path}, line {table.line_num}: {counts}; quote a cell that holds a comma")
-            row = dict(zip(header, (cell.strip() for cell in cells)))
-            image = row.pop("image").replace("\\", "/")  # written on Windows
-            if image in lines:
-                both = f"lines {lines[image]} and {table.line_num}"
-                raise ValueError(f"{path}: {image} stands in {both}: write all its labels in one")
-            lines[image] = table.line_num
-            rows.append((image, _labels(row, f"{path}, line {table.line_num}")))
-    return rows
+    header, table = read_rows(path, "image")
+    header = [same_name(name) if same_name(name) in ("image", "labels") else name for name in header]
+    if repeated := sorted({name for name in header if header.count(name) > 1 or not name}):
+        raise ValueError(f"{path}: empty or repeated columns: {', '.join(map(repr, repeated))}: name each once")
+    rows, lines = [], {}
+    for line, cells in table:
+        row = dict(zip(header, cells))
+        image = image_path(row.pop("image"))
+        if image == ".":
+            raise ValueError(f"{path}, line {line}: it names no image: write its path, or take out the line")
+        if image in lines:
+            both = f"lines {lines[image]} and {line}"
+            raise ValueError(f"{path}: {image} stands in {both}: write all its labels in one")
+        lines[image] = line
+        rows.append((image, row))
+    place = lambda image: f"{path}, line {lines[image]}"
+    mark = _separator([row["labels"] for _, row in rows], path) if set(header) == {"image", "labels"} else None
+    rows = [(image, _list(row, mark, place(image)) if mark else _columns(row, place(image))) for image, row in rows]
+    return relabel(rows, one_spelling((place(image), name) for image, names in rows for name in names))
 
 
-def _labels(row, place):
-    """The labels of one line: those of the column `labels`, or the columns that hold a 1."""
-    if list(row) == ["labels"]:
-        return list(dict.fromkeys(label.strip() for label in row["labels"].split(";") if label.strip()))
+def _separator(cells, path):
+    """What separates the labels in the cells: `;`, or, if none holds one, a `,` or `|` whose parts recur in others."""
+    found = [] if any(";" in cell for cell in cells) else [mark for mark in ",|" if _recur(cells, mark)]
+    if len(found) > 1:
+        raise ValueError(f"{path}: some labels are separated by a comma and some by a |: separate all by ;")
+    if found:
+        example = next(cell for cell in cells if found[0] in cell)
+        print(f"{Path(path).name}: labels are separated by {found[0]!r}, as in {example!r}")
+    return found[0] if found else ";"
+
+
+def _recur(cells, mark):
+    """Whether a part of a cell is also in a cell of other parts."""
+    parts = [set(map(same_name, cell.split(mark))) - NO_LABEL for cell in {same_name(cell) for cell in cells}]
+    counts = Counter(part for group in parts for part in group)
+    return any(len(group) > 1 and any(counts[part] > 1 for part in group) for group in parts)
+
+
+def _list(row, mark, place):
+    """The names of one line, of the column `labels`."""
+    if LIST.fullmatch(row["labels"]):
+        raise ValueError(f"{place}: {row['labels']} is a list of a program: write its labels separated by ;")
+    return [name for name in row["labels"].split(mark) if name.strip()]
+
+
+def _columns(row, place):
+    """The names of one line, of the columns that hold a 1."""
     for name, cell in row.items():
-        if cell not in ("0", "1"):
-            raise ValueError(f"{place}: column {name!r} holds {cell!r}, not 0 or 1")
-    return [name for name, cell in row.items() if cell == "1"]
+        if cell.casefold() not in FLAGS:
+            remedy = "write 1 where the photo has the label and 0 where not, or name a list of labels `labels`"
+            raise ValueError(f"{place}: column {name!r} holds {cell!r}, not 0 or 1: {remedy}")
+    return [name for name, cell in row.items() if FLAGS[cell.casefold()]]
 
 
 def split_labels(names, unseen_file, hold_out, seed):
     """(seen, unseen): the names of a list file, or a share of all names drawn at random, are unseen."""
+    if not names:
+        raise ValueError("no image carries a label: see what the table or the column of labels holds")
     if unseen_file:
-        unseen = read_names(unseen_file)[0]
-        for name in unseen:
-            if name not in names:
+        known, unseen = {same_name(name): name for name in names}, set()
+        for name in read_names(unseen_file)[0]:
+            if same_name(name) not in known:
                 close = difflib.get_close_matches(name, names, 1)
                 hint = f": did you mean {close[0]!r}?" if close else ""
                 raise ValueError(f"{unseen_file} lists {name!r}, which no image carries{hint}")
-    elif not 0 < hold_out < 1:
-        raise ValueError("--hold-out must be above 0 and below 1")
+            unseen.add(known[same_name(name)])
     else:
-        unseen = random.Random(seed).sample(names, max(1, round(hold_out * len(names))))
-    seen = [name for name in names if name not in set(unseen)]
+        unseen = set(random.Random(seed).sample(names, max(1, round(hold_out * len(names)))))
+    seen = [name for name in names if name not in unseen]
     if not seen:
         raise ValueError("every label is unseen: some must be left for training")
-    return seen, [name for name in names if name in set(unseen)]
+    space = LabelSpace(seen, [name for name in names if name in unseen])
+    return space.seen, space.unseen
 
 
 def split_rows(rows, unseen, share, seed):
@@ -83,19 +112,23 @@ def split_rows(rows, unseen, share, seed):
 def add_unseen_options(options):
     """Either a list of the unseen labels or a share of all labels."""
     which = options.add_mutually_exclusive_group(required=True)
-    which.add_argument("--unseen", help="text file of the unseen labels, one a line")
-    which.add_argument("--hold-out", type=float, help="share of the labels that becomes unseen, drawn with --seed")
+    which.add_argument("--unseen", type=script.path, help="text file of the unseen labels, one a line")
+    share = script.number(float, lambda x: 0 < x < 1, "a share above 0 and below 1")
+    which.add_argument("--hold-out", type=share, help="share of the labels that becomes unseen, drawn with --seed")
 
 
 def main():
     options = photos.parser(__doc__, "data/mine")
-    options.add_argument("--images", required=True, help="folder of the photos")
-    options.add_argument("--labels", required=True, help="CSV: image,labels or image and one 0/1 column a label")
+    options.add_argument("--images", type=script.path, required=True, help="folder of the photos")
+    table = "CSV: image,labels or image and one 0/1 column a label"
+    options.add_argument("--labels", type=script.path, required=True, help=table)
     share = "share of the photos without an unseen label that is in test"
-    options.add_argument("--test", type=float, default=0.2, help=share)
+    options.add_argument("--test", type=script.share, default=0.2, help=share)
     add_unseen_options(options)
 
     with photos.run(options) as args:
+        if not Path(args.images).is_dir():
+            raise FileNotFoundError(f"there is no folder {args.images}: --images is the folder of the photos")
         rows = read_table(args.labels)
         names = sorted({name for _, labels in rows for name in labels})
         seen, unseen = split_labels(names, args.unseen, args.hold_out, args.seed)

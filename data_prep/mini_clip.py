@@ -9,6 +9,7 @@ caption fits another scene of its batch. Scenes are drawn as they are needed and
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -16,12 +17,13 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.loss import ClipLoss
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from clipdec.labels import join_names
 from data_prep import emoji_scenes, script
+from data_prep.files import write_whole
 
 IMAGE = {"image_size": 128, "patch_size": 16, "layers": 4, "width": 192, "head_width": 48, "pool_type": "avg"}
 TEXT = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
@@ -112,7 +114,9 @@ def optimisers(model, lr):
 
 
 def train(out, steps, batch_size, lr, seed, workers, log_every=100):
-    """Train from scratch, saving to `out` on the way. Returns (model, tokenizer, seconds)."""
+    """Train from scratch, saving to `<out>.partial` on the way. Returns (model, tokenizer, seconds)."""
+    for folder in (out, f"{out}.partial"):
+        Path(folder).mkdir(parents=True, exist_ok=True)  # now, as nothing can be saved if it fails
     torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG["model_cfg"])
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"])
@@ -133,7 +137,7 @@ def train(out, steps, batch_size, lr, seed, workers, log_every=100):
             scale, seconds = model.logit_scale.exp().item(), time.time() - start
             print(f"step {step} loss {loss.item():.3f} scale {scale:.1f} {seconds:.0f} s", flush=True)
         if step % (2 * log_every) == 0:
-            save(model, out)
+            save(model, f"{out}.partial")  # the finished model in `out`, maybe the packaged one, stays until the end
             print(f"step {step} top-1 {accuracy(model, tokenizer, seed + 1, 1):.1f} %", flush=True)
     return model, tokenizer, time.time() - start
 
@@ -141,19 +145,13 @@ def train(out, steps, batch_size, lr, seed, workers, log_every=100):
 def save(model, out):
     """Write an open_clip `local-dir:` folder, weights in half precision."""
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=1))
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out / "open_clip_model.safetensors")
+    write_whole(out / "open_clip_config.json", json.dumps(CONFIG, indent=1))
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    write_whole(out / "open_clip_model.safetensors", to_bytes(weights))
 
 
-def main():
-    options = script.parser(__doc__, "clipdec/mini_clip")
-    options.add_argument("--steps", type=int, default=1600)
-    options.add_argument("--batch-size", type=int, default=256)
-    options.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--workers", type=int, default=1, help="processes that draw")
-    args = options.parse_args()
+def run(args):
+    """Train, measure and save, with a note of how."""
     model, tokenizer, seconds = train(**vars(args))
     save(model, args.out)
     top1 = accuracy(model, tokenizer, args.seed + 1)
@@ -162,7 +160,25 @@ def main():
     note = {k: v for k, v in vars(args).items() if k != "out"}
     note |= {"seconds": round(seconds), "zero_shot_top1": round(top1, 2)}
     note |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    (Path(args.out) / "training.json").write_text(json.dumps(note, indent=1) + "\n")
+    write_whole(Path(args.out) / "training.json", json.dumps(note, indent=1) + "\n")
+    shutil.rmtree(f"{args.out}.partial")
+
+
+def main():
+    options = script.parser(__doc__, "clipdec/mini_clip")
+    most = len(NAMES) // 3  # scenes of up to three names, none of them twice in a batch
+    batch = script.number(int, lambda n: 2 <= n <= most, f"a whole number from 2 to {most}")
+    steps = script.number(int, lambda n: n >= 20, "a whole number of at least 20")  # a tenth is the rise of the rate
+    rate = script.number(float, lambda x: 0 < x < 1, "a rate above 0 and below 1")
+    workers = script.number(int, lambda n: n >= 0, "a whole number of at least 0")
+    options.add_argument("--steps", type=steps, default=1600, help="of training")
+    options.add_argument("--batch-size", type=batch, default=256, help="scenes in a step")
+    options.add_argument("--lr", type=rate, default=3e-3, help="peak learning rate")
+    options.add_argument("--seed", type=script.seed, default=0, help="of the weights and the scenes")
+    options.add_argument("--workers", type=workers, default=1, help="processes that draw")
+    args = options.parse_args()
+    with script.messages(options.error, "stopped: what was trained is in --out with .partial behind it"):
+        run(args)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ NUS holds ImageList, Groundtruth, NUS_WID_Tags, ConceptsList and the photos in F
 the 81 concepts. Train images have their tags, test images their tags for seen and human annotations for unseen labels.
 """
 
+from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
-from clipdec.labels import read_names
-from data_prep import photos
-from data_prep.names import SPLITS
+from clipdec.labels import read_names, read_text
+from data_prep import photos, script
+from data_prep.names import SPLITS, image_path, one_spelling
 
 # Of all 107,859 test images; derived from the published label counts, not figures of a paper.
 EXPECTED = {
@@ -25,12 +26,14 @@ EXPECTED = {
 
 def derive(root):
     """(the tags without the concepts, the 81 concepts, the 1,000 tags). Raises ValueError if they are not the known."""
-    tags = read_names(file(root, "NUS_WID_Tags/TagList1k.txt"))[0]
-    unseen = read_names(file(root, "ConceptsList/Concepts81.txt"))[0]
+    known = {part: read_names(SPLITS / f"nus_wide_{part}.txt")[0] for part in ("seen925", "unseen81")}
+    lists = [file(root, name) for name in ("NUS_WID_Tags/TagList1k.txt", "ConceptsList/Concepts81.txt")]
+    found = [(path, name) for path in lists for name in read_names(path)[0]]
+    labels = one_spelling(found, sum(known.values(), []))
+    tags, unseen = ([labels.get(name, name) for path, name in found if path == each] for each in lists)
     seen = [tag for tag in tags if tag not in set(unseen)]
     for part, names in (("seen925", seen), ("unseen81", unseen)):
-        known = read_names(SPLITS / f"nus_wide_{part}.txt")[0]
-        if odd := sorted(set(names) ^ set(known)):
+        if odd := sorted(set(names) ^ set(known[part])):
             which = f"{len(odd)} differ from data_prep/splits/nus_wide_{part}.txt, such as {', '.join(odd[:5])}"
             raise ValueError(f"the labels of {root} are not those of NUS-WIDE: {which}")
     return seen, unseen, tags
@@ -60,8 +63,8 @@ def read_flags(path, width):
 def read_split(root, split, seen, unseen, tags):
     """[(path of the image below root, label names)] of NUS-WIDE's Train or Test, in the order of its image list."""
     images = f"ImageList/{split}Imagelist.txt"
-    lines = [line.strip().replace("\\", "/") for line in file(root, images).read_text().splitlines()]
-    rows = [(f"Flickr/{line}", []) for line in lines if line]
+    lines = [line for line in read_text(file(root, images)).splitlines() if line.strip()]
+    rows = [(f"Flickr/{image_path(line, 'Flickr')}", []) for line in lines]
     used = [tag if tag in seen else None for tag in tags]  # a concept's tag is not its annotation
     columns = [(f"NUS_WID_Tags/{split}_Tags1k.dat", used)]
     columns += [(f"Groundtruth/TrainTestLabels/Labels_{concept}_{split}.txt", [concept]) for concept in unseen]
@@ -73,6 +76,15 @@ def read_split(root, split, seen, unseen, tags):
                 raise ValueError(f"{path} and {images} {fault}")
             row[1].extend(names[i] for i in places if names[i])
     return rows
+
+
+def refuse_repeated(splits):
+    """Raise ValueError if an image is listed twice, in one of the splits or in two."""
+    times = Counter(image for rows in splits.values() for image, _ in rows)
+    if twice := [image for image, number in times.items() if number > 1]:
+        lists = " and of ".join(name for name, rows in splits.items() if twice[0] in dict(rows))
+        which = f"{len(twice)} images are listed more than once, such as {twice[0]} in the list of {lists}"
+        raise ValueError(f"{which}: an image is in one split, once; unpack NUS-WIDE's ImageList again")
 
 
 def counts(splits, seen, unseen):
@@ -87,20 +99,19 @@ def counts(splits, seen, unseen):
 
 
 def main():
-    options = photos.parser(__doc__, "data/nus-wide")
-    options.add_argument("--root", required=True, help="NUS-WIDE's folder")
-    percent = "percent of the images that may be missing or unreadable"
-    options.add_argument("--max-missing", type=float, default=0.0, help=percent)
+    options = photos.parser(__doc__, "data/nus-wide", max_missing=0.0)
+    options.add_argument("--root", type=script.path, required=True, help="NUS-WIDE's folder")
 
     with photos.run(options) as args:
         seen, unseen, tags = derive(args.root)
         splits = {split.lower(): read_split(args.root, split, seen, unseen, tags) for split in ("Train", "Test")}
+        refuse_repeated(splits)
         print(f"{'':28}{'here':>12}{'complete':>12}")
         for name, count in counts(splits, seen, unseen).items():
             print(f"{name:28}{count:12,.6g}{EXPECTED[name]:12,.6g}")
         licence = "for research; each image under the terms of its Flickr page"
         terms = {"source": "NUS-WIDE (Chua et al., CIVR 2009), 925/81", "licence": licence}
-        photos.prepare(args, splits, seen, unseen, root=args.root, max_missing=args.max_missing, **terms)
+        photos.prepare(args, splits, seen, unseen, root=args.root, **terms)
 
 
 

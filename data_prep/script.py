@@ -1,15 +1,47 @@
-"""The command line of the scripts: options that show their defaults, and errors that become messages."""
+"""The command line of the scripts: options with bounds that show their defaults, and errors that become messages."""
 
 import argparse
+import os
 import sys
 from contextlib import contextmanager
+
+path = os.path.expanduser  # the type of every path: a shell leaves the ~ of --out=~/data as it is
+
+
+def number(kind, allows, words):
+    """The type of an option: an int or a float that `allows` is true of; `words` say of what it is true."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not allows(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+        return value
+
+    return parse
+
+
+count = number(int, lambda n: n >= 1, "a whole number of at least 1")
+seed = number(int, lambda n: 0 <= n < 2**32, "a seed: a whole number from 0 to below 2^32")
+share = number(float, lambda x: 0 <= x < 1, "a share from 0 to below 1")
+percent = number(float, lambda x: 0 <= x <= 100, "a percentage from 0 to 100")
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of those options that have one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parser(doc, out=None, kind="folder"):
     """An ArgumentParser with the option --out; its description is the first paragraph of a script's docstring."""
-    shown = argparse.ArgumentDefaultsHelpFormatter
-    options = argparse.ArgumentParser(description=doc.split("\n\n")[0], formatter_class=shown)
-    options.add_argument("--out", default=out, required=out is None, help=f"{kind} to write")
+    if hasattr(sys.stdout, "reconfigure"):  # not every console or pipe has every character of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
+    options = argparse.ArgumentParser(description=doc.split("\n\n")[0], formatter_class=Help)
+    options.add_argument("--out", type=path, default=out, required=out is None, help=f"{kind} to write")
     return options
 
 

@@ -53,6 +53,8 @@ def name_vectors(names, count, width, seed):
     """Vectors [L, width] of names. Raises ValueError if a name is in no caption."""
     parts = [words_of(name.lower()) for name in names]
     place = {word: i for i, word in enumerate(sorted(set().union(*parts)))}
+    if width > len(place):
+        raise ValueError(f"--width {width} is more than the {len(place)} words of the names: take at most as many")
     words = factorise(ppmi(cooccurrences(captions(count, seed), place)), width)
     vectors = np.stack([words[[place[word] for word in part]].mean(0) for part in parts]).astype(np.float32)
     if absent := [name for name, row in zip(names, vectors) if not row.any()]:
@@ -62,9 +64,9 @@ def name_vectors(names, count, width, seed):
 
 def main():
     options = script.parser(__doc__, "data/emoji/word_vectors.npz", ".npz")
-    options.add_argument("--captions", type=int, default=100_000, help="how many to count")
-    options.add_argument("--width", type=int, default=128, help="length of a vector")
-    options.add_argument("--seed", type=int, default=1, help="of the captions")
+    options.add_argument("--captions", type=script.count, default=100_000, help="how many to count")
+    options.add_argument("--width", type=script.count, default=128, help="length of a vector")
+    options.add_argument("--seed", type=script.seed, default=1, help="of the captions")
     args = options.parse_args()
     seen, unseen, *_ = emoji_scenes.concepts()
     names = seen + unseen

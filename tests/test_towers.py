@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipdec.towers import MINI, ImageTower, load_clip
-from clipdec.training.tokens import tower_key
+from clipdec.training.inputs import tower_key
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
 SMALL = {  # an open_clip ResNet as RN50 is one, and a ViT with a class token, both too small to be of use
@@ -103,6 +103,13 @@ def test_training_a_tower_leaves_the_clip_as_it_was(pixels):
     optimiser.step()
     assert any(not torch.equal(v, before[f"visual.{k}"]) for k, v in tower.trunk.state_dict().items())
     assert_equal(load_clip("mini").model.state_dict(), before)
+
+
+def test_a_weights_file_in_the_home_folder(small_clips, monkeypatch):
+    model, path = small_clips["clipdec-test-vit"]
+    monkeypatch.setenv("HOME", str(path.parent))
+    monkeypatch.setenv("USERPROFILE", str(path.parent))
+    assert_equal(load_clip(f"open_clip:clipdec-test-vit/~/{path.name}").model.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("name, grid, channels", [("clipdec-test-rn", (2, 2), 256), ("clipdec-test-vit", (4, 4), 16)])

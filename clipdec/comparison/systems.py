@@ -15,10 +15,10 @@ from clipdec.data import load_data
 from clipdec.towers import ImageTower
 from clipdec.training.build import image_tower, load_run
 from clipdec.training.config import SWITCHES, Config
-from clipdec.training.inputs import changed, run_inputs
+from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.machine import versions
 from clipdec.training.report import dashed, full_report
-from clipdec.training.run import FREE, fit
+from clipdec.training.run import fit
 from clipdec.training.run_folder import check_out_dir, whole
 from clipdec.training.scores import raw_clip_scores, split_scores
 from clipdec.training.tokens import encode_split
@@ -112,9 +112,8 @@ def run_system(name, config, resume=False):
 
 def ingredients(name, data, config):
     """{what: value} that the scores of a system depend on."""
-    settings = {key: value for key, value in config.as_dict().items() if key not in FREE}
-    tower = None if config.train_image_tower else image_tower(config)
-    return {"system": name} | settings | run_inputs(data, config, tower)
+    tower = image_tower(config) if name in TRAINED else None
+    return {"system": name} | config.decisive() | inputs_of(config, data.labels, tower, data)
 
 
 def kept_scores(path, made_of):

@@ -15,7 +15,7 @@ from clipdec.towers import ImageTower, encode_labels, load_clip
 from clipdec.training.config import Config
 from clipdec.training.embeddings import load_label_embeddings
 from clipdec.training.fast import make_fast
-from clipdec.training.inputs import answer_inputs, changed
+from clipdec.training.inputs import changed, inputs_of
 
 
 def image_tower(config):
@@ -104,8 +104,10 @@ def load_run(run_folder):
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} does not fit its config.json ({reason}): both must come from one run") from error
-    if "inputs" in about:  # runs of older versions have none
-        trained_with, found = json.loads(about["inputs"]), answer_inputs(config, model.tower, read_labels(run_folder))
-        if others := changed(trained_with, found):
-            raise ValueError(f"{path} was trained with other inputs: {others}; bring back those, or train anew")
+    if about:  # runs of older versions have none
+        settings, inputs = (json.loads(about[name]) for name in ("settings", "inputs"))
+        found = inputs_of(config, read_labels(run_folder), None if config.train_image_tower else model.tower)
+        others = changed(settings, {k: v for k, v in config.decisive().items() if k in settings})
+        if others := others or changed(inputs, found):
+            raise ValueError(f"{path} was trained with another {others}: bring that back, or train anew")
     return config, model.eval()

@@ -32,6 +32,9 @@ SWITCHES = {  # the first six before there was `as_author`, each True by default
     "choose_on_val": "best_on_test", "keep_best": "last_weights", "drop_unlabelled": "keep_unlabelled",
 }  # fmt: skip
 
+FREE = {"preset", "resume", "device", "processes", "num_workers", "out_dir", "save_minutes"}  # change no result
+FREE |= {"data", "image_weights", "label_embeddings"}  # nor does the name of a file; what is in it, inputs.py compares
+
 AT_LEAST_0 = "0 or more", lambda value: value >= 0
 AT_LEAST_1 = "at least 1", lambda value: value >= 1
 ABOVE_0 = "more than 0", lambda value: value > 0
@@ -152,6 +155,10 @@ class Config:
 
     def as_dict(self):
         return asdict(self)
+
+    def decisive(self):
+        """The settings {name: value} that results depend on."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE}
 
     def path(self, name):
         """The path in setting `name`, from HOME, or None."""

@@ -39,24 +39,23 @@ def text_key(name):
     return digest(name, text_weights(name))
 
 
-def answer_inputs(config, tower, labels):
-    """{input: text} of what a run's answers rest on beside its checkpoint.
+def inputs_of(config, labels, tower=None, data=None):
+    """{input: text} of what scores are made of beside a run's settings.
 
-    Args: tower, the run's ImageTower; labels, its LabelSpace.
+    Args: labels, the run's LabelSpace; tower, its ImageTower, as it is before any training; data, its Data.
     """
-    found = {"labels": digest(*labels.seen, "", *labels.unseen)}
-    if not config.train_image_tower:
+    found = {"data": data.fingerprint} if data else {}
+    found["labels"] = digest(*labels.seen, "", *labels.unseen)
+    if tower:
         found["image_tower"] = tower_weights(tower)
-    if not config.label_embeddings:
-        return found | {"text_tower": text_weights(config.text_tower)}
-    vectors = load_label_embeddings(config.path("label_embeddings"), labels.names)
-    return found | {"label_embeddings": digest({"vectors": vectors})}
-
-
-def run_inputs(data, config, tower):
-    """{input: text} of what a run is made of, its settings left out."""
-    found = {"data": data.fingerprint} | answer_inputs(config, tower, data.labels)
-    return found | ({"sentence_tower": text_weights(config.sentence_tower)} if config.sentence_tower else {})
+    if config.label_embeddings:
+        vectors = load_label_embeddings(config.path("label_embeddings"), labels.names)
+        found["label_embeddings"] = digest({"vectors": vectors})
+    else:
+        found["text_tower"] = text_weights(config.text_tower)
+    if config.sentence_tower and data:
+        found["sentence_tower"] = text_weights(config.sentence_tower)
+    return found
 
 
 def changed(kept, now):

@@ -16,7 +16,7 @@ from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.batches import TrainingImages
 from clipdec.training.build import build_model, label_queries
 from clipdec.training.config import without_switches
-from clipdec.training.inputs import changed, run_inputs
+from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.machine import duration, peak_memory_mb, versions
 from clipdec.training.processes import add_up, is_main, progress, rank_and_count, wait
@@ -26,7 +26,6 @@ from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, p
 from clipdec.training.tokens import encoded
 
 UNPRINTED = {"val_map", "grad_norm", "logit_scale", "lr", "memory_mb"}  # history.csv has them
-FREE = {"preset", "resume", "device", "processes", "num_workers", "out_dir", "save_minutes"}  # may change on a resume
 
 
 def fit(data, config, on_epoch=None):
@@ -75,7 +74,8 @@ class Run:
         self.asked, self.held = held_labels(data.labels, config)
         self.queries = label_queries(config, data.labels.names).to(config.device)
         model = build_model(config, self.queries[self.asked].cpu()).to(config.device)
-        self.inputs = run_inputs(data, config, model.tower)
+        self.inputs = inputs_of(config, data.labels, model.tower, data)
+        self.about = {"inputs": self.inputs, "settings": config.decisive()}
         if state:
             self._check(state)
         self.images = TrainingImages(data, self.asked, model, config)
@@ -129,7 +129,7 @@ class Run:
         load_model(model, str(self.folder.path / "checkpoint.safetensors"))
         model.clip_weight.fill_(choose_clip_weight(model, data, config))
         wait()  # until all have read it
-        self.folder.save_model(model, self.inputs)
+        self.folder.save_model(model, self.about)
         best = position["epoch"] if "last_weights" in config.as_author else position["best"]["epoch"]
         metrics = evaluate(model, data, config) | {
             "data": str(config.data), "inputs": self.inputs, "config": config.as_dict(), "seed": config.seed,
@@ -143,9 +143,8 @@ class Run:
 
     def _check(self, state):
         """Raises ValueError if a state belongs to other settings, data or weights."""
-        mine = {name: value for name, value in self.config.as_dict().items() if name not in FREE}
         its = {"as_author": []} | without_switches(state["config"])
-        others = changed(its, mine) or changed(state.get("inputs", self.inputs), self.inputs)
+        others = changed(its, self.config.decisive()) or changed(state.get("inputs", self.inputs), self.inputs)
         if others:
             made = f"{self.folder.path / 'state.pt'} was made with another {others}"
             raise ValueError(f"{made}: resume with the same, or set resume False")
@@ -223,7 +222,7 @@ class Run:
         if best is None or not value <= best["value"]:  # nan, where val measures nothing: the last
             position["best"] = {"epoch": epoch, "value": value}
         if position["best"]["epoch"] == epoch or "last_weights" in self.config.as_author:
-            self.folder.save_model(self.trainer.average.module, self.inputs)
+            self.folder.save_model(self.trainer.average.module, self.about)
         self.folder.write_history(position["history"])
         scalars = {f"epoch/{name}": figure for name, figure in row.items() if name != "epoch"}
         self.folder.log(epoch * self.images.steps, scalars)

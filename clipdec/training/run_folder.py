@@ -60,7 +60,7 @@ def full_disk_explained(folder):
 
 def read_history(path):
     """The rows of history.csv of a run folder, as numbers."""
-    with open(Path(path) / "history.csv", newline="") as file:
+    with open(Path(path).expanduser() / "history.csv", newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -131,11 +131,11 @@ class RunFolder:
                 aside.write_text(text + "\n", encoding="utf8")
         return content
 
-    def save_model(self, model, inputs):
-        """checkpoint.safetensors, what an evaluation loads, and in its metadata the `inputs` of the run."""
+    def save_model(self, model, about):
+        """checkpoint.safetensors, what an evaluation loads; {name: dict} `about` is its metadata, as JSON."""
         if self.main:
             with whole(self.path / "checkpoint.safetensors") as aside:
-                save_model(model, str(aside), {"inputs": json.dumps(inputs)})
+                save_model(model, str(aside), {name: json.dumps(content) for name, content in about.items()})
 
     def save_state(self, state):
         """state.pt, from which a run goes on."""

@@ -172,7 +172,7 @@ def _store_of(tower, split, folder):
     files, count = [file["filename"] for file in split.rows.cache_files], len(split.rows)
     vectors = {"vectors": ((tower.embed_dim,), np.float32)}
     arrays = {"tokens": ((math.prod(tower.grid), tower.num_features), np.float16)} | vectors
-    if not folder or not files or not count:
+    if not (folder and files and count):
         fits = _has_room(None, len(split.index), arrays)
         return Store(None, count, arrays if fits else vectors), arrays if fits else vectors
     kept = Path(folder) / f"{split.name}-{digest(tower_key(tower), split.stored, files_key(files))}"

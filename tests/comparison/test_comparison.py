@@ -1,6 +1,7 @@
 """The table of methods: real short runs, figures recomputed by scikit-learn, and no say for the test labels."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers import files
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -65,7 +67,7 @@ def test_every_system_has_a_row_for_every_seed(table):
 
 def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, small):
     for row in table[2]:
-        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npz")
+        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npz")["scores"]
         for task, first in (("zsl", len(small.labels.seen)), ("gzsl", 0)):
             s, t = scores[:, first:], small.test.targets[:, first:].numpy()
             aps = [average_precision_score(t[:, i], s[:, i]) for i in range(t.shape[1]) if t[:, i].any()]
@@ -87,6 +89,22 @@ def test_resume_takes_what_is_there(table, no_processes):
     main([*arguments, "--out", f"{folder}/small", "--resume"])
     assert json.loads((folder / "small.json").read_text()) == rows and len(stamps) == 2 * len(SYSTEMS)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_resume_takes_nothing_else(table, small, no_processes, tmp_path):
+    """Scores of another number of epochs, and of other data under the same name, are not taken, nor changed."""
+    folder, arguments, _ = table
+    runs = folder / "runs/small"
+    before = files(runs)
+    with pytest.raises(SystemExit, match=r"scores.npz was made with another epochs 1 \(now 2\): .* another --out"):
+        main([*arguments, "--epochs", "2", "--systems", "best", "--out", f"{folder}/small", "--resume"])
+    other = shutil.copytree(small.folder, tmp_path / "small", ignore=lambda *_: ["tokens"])
+    changed = json.loads((other / "test" / "state.json").read_text()) | {"_fingerprint": "of other images"}
+    (other / "test" / "state.json").write_text(json.dumps(changed))
+    options = "--data", str(other), "--systems", "raw_clip", "--seeds", "1", "--out", f"{folder}/small", "--resume"
+    with pytest.raises(SystemExit, match=f"another data '{small.fingerprint}' .now '{load_data(other).fingerprint}'"):
+        main([*arguments, *options])
+    assert files(runs) == before
 
 
 def test_the_report_quotes_the_rows(table):
@@ -149,14 +167,16 @@ def test_settings_are_those_of_config():
     assert all(Config(**systems.with_words(changes, words)) for changes in settings)
     command = "--systems conse --seeds 2 --data 'my data' --word-vectors words.npz --out runs/again"
     assert systems.command("conse", {"data": "my data"}, words, 1) == f"python -m clipdec.comparison {command}"
+    assert "--config run.json --out" in systems.command("raw_clip", {}, words, 0, "run.json")
     command = "notebooks/04_train.ipynb out.ipynb -p prompt 'a {}' -p alpha 0.0 -p seed 3 -p out_dir runs/again"
     assert systems.notebook_command({"prompt": "a {}", "alpha": 0.0}, 3) == f"papermill {command}"
 
 
-def test_word_vectors_are_asked_for(capsys):
-    with pytest.raises(SystemExit):
-        main(["--systems", "ml_decoder"])
-    assert "data_prep.word_vectors" in capsys.readouterr().err
+def test_options_are_checked_first(capsys):
+    for options, message in (("--systems ml_decoder", "data_prep.word_vectors"), ("--seeds 0", "at least 1, got 0")):
+        with pytest.raises(SystemExit):
+            main(options.split())
+        assert message in capsys.readouterr().err
 
 
 def test_scenes_of_one_object(tmp_path):

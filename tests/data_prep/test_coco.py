@@ -114,7 +114,7 @@ def test_missing_images_are_left_out(tmp_path, capsys):
     root = build(tmp_path)
     (root / "val2017" / f"{11:012}.jpg").unlink()
     (root / "val2017" / f"{13:012}.jpg").write_bytes(red(130)[:-30])
-    assert set(contents(prepare(root))) == {12, 14, 15}
+    assert set(contents(prepare(root, "--max-missing", 30))) == {12, 14, 15}
     assert "left out: 2 (1 missing, 1 truncated)" in capsys.readouterr().out
 
 
@@ -130,21 +130,59 @@ def edit(change, path):
     path.write_text(json.dumps(content))
 
 
-CAPTION, SECRET = {"image_id": 889, "caption": "a cat"}, "../../secret.jpg"
+def test_an_image_that_is_listed_twice_counts_once(tmp_path, capsys):
+    """With the same id, and with another, whose annotations count as well; with and without its folder."""
+    root = build(tmp_path)
+    file = root / "annotations" / "instances_val2017.json"
+    same = lambda c: c["images"].append(c["images"][1] | {"file_name": "./" + c["images"][1]["file_name"]})
+    more = lambda c: c["images"].append({"id": 7, "file_name": "val2017/" + c["images"][0]["file_name"]})
+    for change in (same, more, lambda c: c["annotations"].append({"image_id": 7, "category_id": CODE["bus"]})):
+        edit(change, file)
+    data = prepare(root)
+    assert contents(data)[11] == {"person", "cat", "bus"} and len(data.test) == len(VAL)
+    assert "instances_val2017.json: 1 images are there under another id too" in capsys.readouterr().out
+
+
+def test_classes_in_other_spellings_are_those_of_the_lists(tmp_path):
+    root = build(tmp_path)
+    edit(lambda c: [each.update(name=each["name"].title()) for each in c["categories"]],
+         root / "annotations" / "instances_val2017.json")  # fmt: skip
+    assert contents(prepare(root))[11] == {"person", "cat"}
+
+
+def other(part, number=0, **fields):
+    """A change of one entry of a list in a JSON file."""
+    return partial(edit, lambda content: content[part][number].update(fields))
+
+
+def added(part, **entry):
+    """An entry more at the end of a list in a JSON file."""
+    return partial(edit, lambda content: content[part].append(entry))
+
+
 INVALID = "instances_val2017.json is not a COCO instances file"
 LACKING = "lacks the classes .*: it is not COCO's"
 NO_FOLDER = "there is no image folder .*unpack val2017.zip"
+TWO_FILES = "the id 889 is that of 0*11.jpg and of other.jpg"
 FAULTS = {
     "no annotation file": (lambda f: f.unlink(), "there is no .*instances_val2017.json: --root is"),
     "damaged JSON": (lambda f: f.write_text(f.read_text()[:-100]), INVALID),
     "empty file": (lambda f: f.write_text(""), INVALID), "a list": (lambda f: f.write_text("[1, 2]"), INVALID),
     "another folder": (lambda f: (f.parents[1] / "val2017").rename(f.parents[1] / "val"), NO_FOLDER),
-    "no annotations": (partial(edit, lambda c: c.pop("annotations")), INVALID + " .*annotations"),
-    "captions": (partial(edit, lambda c: c.update(annotations=[CAPTION])), INVALID),
-    "an unknown class": (partial(edit, lambda c: c["annotations"][0].update(category_id=5000)), INVALID + " .*5000"),
-    "an unknown image": (partial(edit, lambda c: c["annotations"][0].update(image_id=5000)), INVALID + " .*5000"),
+    "no annotations": (partial(edit, lambda c: c.pop("annotations")), INVALID + ": it has no list 'annotations'"),
+    "captions": (other("annotations", category_id=None), INVALID + ": entry 1 of 'annotations' has no category_id"),
+    "an unknown class": (other("annotations", category_id=5000), "id 5000, which none of 'categories' has"),
+    "an unknown image": (other("annotations", image_id=5000), "id 5000, which none of 'images' has"),
+    "a text id": (other("annotations", image_id="889"), "id '889', which none of 'images' has; it is 889 there"),
+    "text ids": (other("categories", id="1"), "id 1, which none of 'categories' has; it is '1' there: write both"),
+    "a class without name": (other("categories", 4, name=None), INVALID + ": entry 5 of 'categories' has no name"),
+    "an image without name": (other("images", 1, file_name=None), INVALID + ": entry 2 of 'images' has no file_name"),
+    "a name that is a number": (other("categories", name=7), INVALID + ": entry 1 of 'categories' has the name 7"),
+    "an id of two classes": (added("categories", id=3, name="tree"), "the id 3 is that of bicycle and of tree"),
+    "an id of two images": (added("images", id=889, file_name="other.jpg"), TWO_FILES),
+    "a class beside its parts": (added("categories", id=999, name="cat,dog"), "'cat,dog' would be a label"),
     "lacking classes": (partial(edit, lambda c: c.update(categories=c["categories"][:60], annotations=[])), LACKING),
-    "a path upwards": (partial(edit, lambda c: c["images"][0].update(file_name=SECRET)), "outside its folder"),
+    "a path upwards": (other("images", file_name="../../secret.jpg"), "outside its folder"),
 }
 
 

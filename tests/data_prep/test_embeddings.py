@@ -43,6 +43,7 @@ FORMS = {
     "spaces at the ends": GLOVE.replace("\n", " \n"),  # fastText ends lines with a space
     "CRLF": GLOVE.replace("\n", "\r\n"), "a word twice": GLOVE + "red 7 7 7\n",  # the first counts
     "a word of spaces": GLOVE + ". . . 1 2 3\n",  # as in glove.840B
+    "tabs": GLOVE.replace(" ", "\t"), "a byte-order mark": "\ufeffoak 0 0 4\n" + GLOVE.replace("oak 0 0 4\n", ""),
     "a word of two parts": GLOVE + "at name@domain.com 1 2 3\n", "a byte that is no text": "caf\udce9 1 2 3\n" + GLOVE,
 }
 
@@ -51,6 +52,17 @@ FORMS = {
 def test_files_of_word_vectors_are_read_as_they_are_found(tmp_path, form):
     found = read_words(words(tmp_path, FORMS[form]), {"red", "oak", "none"})
     assert {word: v.tolist() for word, v in found.items()} == {"red": [0, 2, 0], "oak": [0, 0, 4]}
+
+
+def test_utf16_is_read(tmp_path):
+    (tmp_path / "words.txt").write_bytes(GLOVE.encode("utf-16"))
+    assert average_words(["oak"], tmp_path / "words.txt").tolist() == [[0, 0, 4]]
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", names=["oak"], vectors=np.ones((1, 3)))
+    with pytest.raises(ValueError, match="a.npz is no text: unpack it"):
+        average_words(["oak"], tmp_path / "a.npz")
 
 
 def test_all_names_that_lack_a_word_are_listed(tmp_path):
@@ -90,13 +102,15 @@ def test_an_array_has_one_row_a_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize("array, message", [
-    (np.ones((3, 4)), r"has the shape \(3, 4\), but there are 2 names"),
+    (np.ones((3, 4)), r"has the shape \(3, 4\) and the type float64, but there are 2 names"),
     (np.ones((1, 4)), r"has the shape \(1, 4\)"), (np.ones(2), r"has the shape \(2,\)"),
     (np.ones((2, 2, 2)), r"has the shape \(2, 2, 2\)"),
     (np.array([[1, 1], [1, np.nan]]), "no usable vector .* for b$"),
     (np.array([[np.inf, 1], [1, 1]]), "no usable vector .* for a$"),
     (np.array([[0, 0], [1, 1]]), "no usable vector .* for a$"), (np.zeros((2, 3)), "no usable vector .* for a, b$"),
-    (np.array([["1", "2"], ["3", "4"]], object), "(?i)pickle"),
+    (np.array([["1", "2"], ["3", "4"]], object), "is no array of numbers .*(?i:pickle)"),
+    (np.array([["1", "2"], ["3", "4"]]), "the type <U1"), (np.array([[1j, 1], [1, 1]]), "the type complex128"),
+    (np.array([[1, 1e99], [1, 1]]), "no usable vector .* for a$"),
 ])
 def test_an_unusable_array_is_refused(tmp_path, array, message):
     np.save(tmp_path / "a.npy", array)
@@ -120,7 +134,26 @@ def test_lists_of_names_are_joined_in_order(tmp_path):
         assert file["vectors"].tolist() == [[0, 2, 0], [0, 0, 4], [2, 1, 1]]
 
 
+@pytest.mark.parametrize("cut", [0, 20, 100])
+def test_an_array_that_is_cut_is_refused(tmp_path, cut):
+    np.save(tmp_path / "a.npy", np.ones((2, 2)))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:cut])
+    with pytest.raises(ValueError, match="a.npy is no array of numbers"):
+        convert(tmp_path / "a.npy", ["a", "b"], tmp_path / "out.npz")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    convert(words(tmp_path), ["oak"], tmp_path / "out.vec")  # the name that was asked for, without a suffix
+    before = (tmp_path / "out.vec").read_bytes()
+    monkeypatch.setattr("os.fsync", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert(words(tmp_path), ["red"], tmp_path / "out.vec")
+    assert (tmp_path / "out.vec").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.vec", "words.txt"]
+
+
 @pytest.mark.parametrize("name, text, message", [
+    ("words.txt", "red\noak\nRED\n", "is there already"),
     ("words.txt", "zebra\n", "no vector for a word of 1 names: zebra"),
     ("words.txt", "# none\n", "holds no name"), ("none.txt", "red\n", "none.txt"),
 ])
@@ -130,3 +163,12 @@ def test_an_error_is_a_message(tmp_path, capsys, name, text, message):
     with pytest.raises(SystemExit):
         run(embeddings, "--vectors", tmp_path / name, "--names", tmp_path / "names.txt", "--out", tmp_path / "out.npz")
     assert message in capsys.readouterr().err and not (tmp_path / "out.npz").exists()
+
+
+def test_a_name_in_two_lists_is_a_message(tmp_path, capsys):
+    for name, text in (("a.txt", "red\noak\n"), ("b.txt", "Oak\n")):
+        (tmp_path / name).write_text(text)
+    lists = (tmp_path / "a.txt", tmp_path / "b.txt")
+    with pytest.raises(SystemExit):
+        run(embeddings, "--vectors", words(tmp_path), "--names", *lists, "--out", tmp_path / "out.npz")
+    assert "b.txt holds 'Oak', which stands in another list" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -115,6 +116,33 @@ def test_a_row_without_labels_has_none(script, tmp_path):
     assert contents(data)[1] == ("test 1", shade("test", 1), set())
 
 
+def test_a_row_without_objects_has_none(script, tmp_path):
+    change = lambda split, i, row: row | {"objects": None if (split, i) == ("test", 0) else row["objects"]}
+    data = script(parquet(tmp_path, OBJECTS, change=change), *CATEGORY)
+    assert contents(data)[0] == ("test 0", shade("test", 0), set())
+
+
+def test_an_unknown_class_is_named(script, tmp_path):
+    source = parquet(tmp_path, CLASSES, change=lambda split, i, row: row | {"labels": [i, *row["labels"]]})
+    message = "row 4 of the column 'labels' has the class 4, but its 4 classes are 0 to 3"
+    refused(message, tmp_path / "out", script, source)
+
+
+def test_labels_are_cleaned_and_joined(script, tmp_path, capsys):
+    odd = {"cat": "Cat", "eel": "eel ", "bird": "-"}
+    spelled = lambda split, names: [odd.get(name, name) for name in names] + [""] if split == "test" else names
+    data = script(parquet(tmp_path, change=lambda split, i, row: row | {"labels": spelled(split, row["labels"])}))
+    assert [labels for _, _, labels in contents(data)] == [{"cat"}, set(), {"eel"}, {"dog"}, set()]
+    assert data.labels.names == ["cat", "dog", "bird", "eel"]
+    printed = capsys.readouterr().out
+    assert "7 times '' or '-' was taken as no label" in printed and "'Cat' is 'cat'" in printed  # in 2 and 5 images
+
+
+def test_a_label_beside_its_parts_is_refused(script, tmp_path):
+    joined = parquet(tmp_path, change=lambda split, i, row: row | {"labels": [",".join(row["labels"])]})
+    refused("set, train 1: 'dog,cat' would be a label beside 'dog'", tmp_path / "out", script, joined)
+
+
 def test_limit_takes_the_first_of_each(script, tmp_path):
     data = script(parquet(tmp_path), "--limit", 5)
     names = [samples.names(split) for split in (data.train, data.val)]
@@ -142,15 +170,53 @@ def test_hold_out_draws_by_seed(tmp_path):
     assert drawn[0] == drawn[1] and len(set(map(tuple, drawn))) > 1 and {len(names) for names in drawn} == {1}
 
 
-def test_a_folder_of_images_and_metadata_is_read(script, tmp_path):
-    """The images are files inside the data set, so they may be read."""
+@pytest.mark.parametrize("gone", [None, 0, 3])
+def test_a_folder_of_images_and_metadata_is_read(script, tmp_path, gone):
+    """The images are files inside the data set, so they may be read. One that lacks costs no other."""
     for split, images in SPLITS.items():
         (tmp_path / "set" / split).mkdir(parents=True)
         for i in range(len(images)):
             (tmp_path / "set" / split / f"{i}.png").write_bytes(red(shade(split, i), "PNG"))
         lines = [json.dumps({"file_name": f"{i}.png", "labels": names}) for i, names in enumerate(images)]
         (tmp_path / "set" / split / "metadata.jsonl").write_text("\n".join(lines))
-    assert contents(script(tmp_path / "set")) == expected("test", range(5))
+    lacking = tmp_path / "set" / "test" / f"{gone}.png"
+    lacking.unlink(missing_ok=True)
+    data = script(tmp_path / "set")
+    assert contents(data) == expected("test", [i for i in range(5) if i != gone]) and len(data.train) == 6
+    if gone is not None:
+        listed = (tmp_path / "out" / "left_out.csv").read_text().splitlines()[1:]
+        assert listed == [f"test,test {gone},missing,{lacking}"]
+
+
+def test_an_image_of_train_that_is_in_test_too_is_in_test_only(script, tmp_path):
+    """Streamed images have no names of their own: their pixels tell."""
+    same = {"bytes": red(shade("train", 5), "BMP"), "path": None}
+    data = script(parquet(tmp_path, change=replacing(3, same)))
+    assert [name for name, _, _ in contents(data, data.train)] == [f"train {i}" for i in (0, 1, 4, 6, 7)]
+    assert contents(data)[3] == ("test 3", shade("train", 5), {"dog", "cat"})  # with train's label cat
+    assert data.info["left_out"] == {"duplicate": 1}
+
+
+def test_a_file_that_the_hub_lacks_is_left_out(script, tmp_path, monkeypatch):
+    cell = {"bytes": None, "path": "hf://datasets/a/b/gone.png"}
+
+    def fail(error, path, mode):
+        assert path == cell["path"]
+        raise error
+
+    source = parquet(tmp_path, change=replacing(3, cell))
+    monkeypatch.setattr(hub.fsspec, "open", partial(fail, ConnectionError("no route to the hub")))
+    refused("no route to the hub", tmp_path / "out", script, source)  # not the image's fault
+    monkeypatch.setattr(hub.fsspec, "open", partial(fail, FileNotFoundError(cell["path"])))
+    data = script(source)
+    assert contents(data) == expected("test", [0, 1, 2, 4]) and data.info["left_out"] == {"missing": 1}
+    assert "test,test 3,missing,hf://datasets/a/b/gone.png" in (tmp_path / "out" / "left_out.csv").read_text()
+
+
+def test_a_data_set_that_became_shorter_is_a_message(tmp_path):
+    rows = hub.open_splits(str(parquet(tmp_path)), None, None, "train", "test")["test"]
+    with pytest.raises(ValueError, match="ends before its image 5, whose labels were read"):
+        hub.Images(rows, "image", "set")[5]
 
 
 NEITHER, NO_LIST, NO_IMAGES = "neither names nor classes", "there is no list of labels", "is not a column of images"
@@ -175,8 +241,29 @@ def test_a_wrong_column_or_split_is_a_message(script, tmp_path, form, option, me
     refused(message, tmp_path / "out", script, parquet(tmp_path, form), *option.split())
 
 
-def test_a_split_that_a_saved_data_set_lacks_is_a_message(script, tmp_path):
-    refused("validation", tmp_path / "out", script, saved(tmp_path), "--test-split", "validation")
+def test_a_data_set_that_is_a_program_is_a_message(script, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "set.py").write_text("import datasets\n")
+    refused("set cannot be read .*: take a copy as parquet", tmp_path / "out", script, tmp_path / "set")
+
+
+@pytest.mark.parametrize("form", [saved, parquet])
+def test_a_split_that_a_data_set_lacks_is_a_message(script, tmp_path, form):
+    message = "no split 'validation': choose --train-split and --test-split among train, test"
+    refused(message, tmp_path / "out", script, form(tmp_path), "--test-split", "validation")
+
+
+@pytest.mark.parametrize("saved_as", ["a split", "splits", "parquet"])
+def test_one_split_is_divided_and_not_used_twice(script, tmp_path, saved_as):
+    rows = datasets.Dataset(table("train", WORDS))
+    (tmp_path / "set").mkdir()
+    if saved_as == "parquet":
+        pq.write_table(table("train", WORDS), tmp_path / "set" / "train.parquet")
+    else:
+        (rows if saved_as == "a split" else datasets.DatasetDict(train=rows)).save_to_disk(tmp_path / "set")
+    message = "no split 'test': its only split is 'train'; divide it by train_test_split"
+    refused(message, tmp_path / "out", script, tmp_path / "set")
+    refused("are both 'train': test would be", tmp_path / "out", script, tmp_path / "set", "--test-split", "train")
 
 
 def replacing(place, cell):

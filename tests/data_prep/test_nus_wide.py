@@ -50,7 +50,7 @@ def root(tmp_path):
             flags = lines((int(concept in own) for _, own in images.values()), "\n")
             write(root / f"Groundtruth/TrainTestLabels/Labels_{concept}_{split}.txt", flags)
         for i, name in enumerate(images):
-            write(root / "Flickr" / name, red(20 * i + 20))
+            write(root / "Flickr" / name, red(20 * i + (30 if split == "Train" else 20)))
     return root
 
 
@@ -129,7 +129,7 @@ def test_found_and_repaired_images_are_used_by_the_next_call(prepare, root, faul
 
 
 DAT, SKY = "NUS_WID_Tags/Test_Tags1k.dat", "Groundtruth/TrainTestLabels/Labels_sky_Test.txt"
-IMAGES = "ImageList/TestImagelist.txt"
+IMAGES, TWICE = "ImageList/TestImagelist.txt", "1 images are listed more than once, such as Flickr/actor"
 FAULTS = {  # (file, change of its lines, message)
     "a 2 among the tags": (DAT, lambda x: [x[0], "2" + x[1][1:], *x[2:]], f"{DAT}, line 2: expected 1000 flags 0 or 1"),
     "a letter among the tags": (DAT, lambda x: [*x[:2], "a" + x[2][1:], x[3]], f"{DAT}, line 3: expected 1000 flags"),
@@ -141,6 +141,8 @@ FAULTS = {  # (file, change of its lines, message)
     "an annotation too few": (SKY, lambda x: x[:-1], f"{SKY} and {IMAGES} differ in length"),
     "an image too few": (IMAGES, lambda x: x[:-1], rf"{IMAGES} differ in length \(3 images\)"),
     "an image elsewhere": (IMAGES, lambda x: ["..\\..\\secret.jpg", *x[1:]], "outside its folder"),
+    "an image in both lists": (IMAGES, lambda x: [*x[:3], "actor\\0001_11.jpg"], f"{TWICE}/0001_11.jpg .*train and"),
+    "an image twice": (IMAGES, lambda x: [x[0], *x[:3]], f"{TWICE}/0003_21.jpg in the list of test:"),
     "a foreign tag": (TAG_LIST, lambda x: [*x[:-1], "zeppelin"], "2 differ from .*seen925.txt, such as .*zeppelin"),
     "a foreign concept": (CONCEPTS, lambda x: [*x[:-1], "zeppelin"], "differ from data_prep/splits/nus_wide_"),
     "an empty list": (CONCEPTS, lambda x: [""], f"{CONCEPTS} holds no name"),
@@ -159,6 +161,15 @@ def test_a_fault_is_named_with_its_file(prepare, root, tmp_path, fault):
 def test_a_file_that_lacks_is_named(prepare, root, tmp_path, name):
     (root / name).unlink()
     refused(f"there is no .*{name}: --root is", tmp_path / "out", prepare)
+
+
+def test_names_in_other_spellings_and_encodings_are_the_known(prepare, root):
+    for name, encoding in ((TAG_LIST, "utf-16"), (CONCEPTS, "utf-8-sig"), (IMAGES, "utf-16")):
+        text = (root / name).read_text()
+        (root / name).write_bytes((text.title() if name != IMAGES else text).encode(encoding))
+    data = prepare()
+    assert (data.labels.seen, data.labels.unseen) == (SEEN, UNSEEN)
+    assert contents(data)["actor/0003_21.jpg"] == {"nature", "water", "whales"}
 
 
 def test_an_empty_line_at_the_end_is_no_fault(prepare, root):

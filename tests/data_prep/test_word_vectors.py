@@ -6,6 +6,7 @@ from samples import run
 
 from clipdec.training.embeddings import load_label_embeddings
 from data_prep import emoji_scenes, word_vectors
+from data_prep.embeddings import words_of
 from data_prep.word_vectors import captions, cooccurrences, factorise, name_vectors, ppmi
 
 
@@ -50,3 +51,11 @@ def test_names_that_are_in_no_caption_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(word_vectors, "--out", tmp_path / "words.npz", "--captions", 20)
     assert "take more captions than 20" in capsys.readouterr().err and not (tmp_path / "words.npz").exists()
+
+
+def test_a_vector_is_not_longer_than_there_are_words(tmp_path, capsys):
+    seen, unseen, *_ = emoji_scenes.concepts()
+    words = len({word for name in seen + unseen for word in words_of(name.lower())})
+    with pytest.raises(SystemExit):
+        run(word_vectors, "--out", tmp_path / "words.npz", "--captions", 1, "--width", words + 1)
+    assert f"--width {words + 1} is more than the {words} words" in capsys.readouterr().err

@@ -11,16 +11,18 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import filelock
 import numpy as np
 import pytest
 from PIL import Image
-from samples import encode, files, red, reds, run
+from samples import encode, files, names, red, reds, run
 
 from clipdec import load_data
 from data_prep import folder, writer
+from data_prep.photos import make_row
 
 ROOT = Path(__file__).resolve().parents[2]
 INFO = {"seen": ["red", "blue"], "unseen": ["green"], "source": "numbers", "licence": "none"}
@@ -28,19 +30,20 @@ SIZES = {"train": 5, "val": 2, "test": 3}
 FIRST = {"train": 0, "val": 100, "test": 200}  # the number of each split's first item
 ALL = [f"{split}{i}" for split, n in SIZES.items() for i in range(n)]
 AGAIN = dict.fromkeys(ALL, 1) | {"test0": 2, "test1": 2}  # how often each is made where test1 stops the first run
+posix = pytest.mark.skipif(os.name == "nt", reason="forks, links or signals to a group of processes")
 GONE = [("train", "gone.jpg", "missing", "")]
 
 
 def row(item, log, broken=(), stop=None):
     """An image whose red is the item's number. Each call leaves a byte in a file, as it may run in another process."""
-    name, number = item
+    name, number, *labels = item
     with open(log / name, "a") as file:
         file.write("x")
     if number == stop:
         raise RuntimeError(f"stopped at {number}")
     if number in broken:
         raise writer.LeftOut("odd", f"it is {number}")
-    return {"image": {"bytes": red(number, "PNG", (2, 2)), "path": name}, "labels": [number % 3]}
+    return {"image": {"bytes": red(number, "PNG", (2, 2)), "path": name}, "labels": labels or [number % 3]}
 
 
 def changes(folder):
@@ -55,12 +58,13 @@ def out(tmp_path):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """call(out, ...) writes ten small images in shards of two."""
+    """call(out, ...) writes ten small images in shards of two. same: {name: (another number, label)}."""
     (tmp_path / "log").mkdir()
     monkeypatch.setattr(writer, "SHARD", 2)
 
-    def call(out="out", info=INFO, sizes=SIZES, workers=1, broken=(), stop=None, **rest):
-        items = {split: [(f"{split}{i}", FIRST[split] + i) for i in range(n)] for split, n in sizes.items()}
+    def call(out="out", info=INFO, sizes=SIZES, workers=1, broken=(), stop=None, same=None, **rest):
+        numbers = {f"{split}{i}": (FIRST[split] + i,) for split, n in sizes.items() for i in range(n)} | (same or {})
+        items = {split: [(f"{split}{i}", *numbers[f"{split}{i}"]) for i in range(n)] for split, n in sizes.items()}
         make = partial(row, log=tmp_path / "log", broken=broken, stop=stop)
         return writer.write(tmp_path / out, info, items, make, workers, **rest)
 
@@ -237,22 +241,23 @@ def test_the_next_call_makes_only_what_lacks_and_uses_no_shard_of_another_data_s
 
 def test_a_second_run_at_once_is_refused(call, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "FileLock", lambda path, timeout: filelock.FileLock(path, timeout=0.1))
-    (tmp_path / "out.partial").mkdir()
     hold = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]):\n print('held', flush=True)\n sys.stdin.read()"
-    command = [sys.executable, "-c", hold, str(tmp_path / "out.partial" / ".lock")]
+    command = [sys.executable, "-c", hold, str(tmp_path / "out.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(BlockingIOError, match="another process is writing"):
             call()
+        assert calls(tmp_path) == {}
     assert call() == SIZES  # the other has ended
 
 
-def test_the_lock_is_held_until_the_folder_has_its_name(call, monkeypatch):
+def test_the_lock_is_held_until_the_folder_has_its_name(call, tmp_path, monkeypatch):
     rename, codes = Path.rename, []
     take = "import filelock, sys; filelock.FileLock(sys.argv[1], timeout=0).acquire()"
+    command = [sys.executable, "-c", take, tmp_path / "out.lock"]
 
     def spy(self, target):
-        codes.append(subprocess.run([sys.executable, "-c", take, str(self / ".lock")], capture_output=True).returncode)
+        codes.append(subprocess.run(command, capture_output=True).returncode)
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", spy)
@@ -271,6 +276,59 @@ def test_a_run_that_waited_finds_the_data_set_ready(call, tmp_path, monkeypatch,
     assert {p.name for p in tmp_path.iterdir()} == {"out", "log"}
 
 
+def in_use(path):
+    """Whether this process has a file at or below a path open, or mapped to memory."""
+    path, open_files = os.path.abspath(path), map(os.path.realpath, Path("/proc/self/fd").iterdir())
+    held = [*filter(os.path.isfile, open_files), *Path("/proc/self/maps").read_text().split()]
+    return any(name == path or name.startswith(path + os.sep) for name in held)
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """As on Windows: what is in use is neither renamed nor removed, and processes are spawned."""
+    if sys.platform == "win32":
+        return
+    if not Path("/proc/self/maps").is_file():
+        pytest.skip("what is in use is known on Linux")
+
+    def guarded(path, *rest, call, **options):
+        if "dir_fd" not in options and in_use(path):
+            raise PermissionError(errno.EACCES, "used by another process", str(path))
+        return call(path, *rest, **options)
+
+    for name in ("rename", "replace", "unlink", "remove", "rmdir"):
+        monkeypatch.setattr(os, name, partial(guarded, call=getattr(os, name)))
+    spawn = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(writer, "ProcessPoolExecutor", partial(writer.ProcessPoolExecutor, mp_context=spawn))
+
+
+def test_windows_replaces_a_data_set_when_it_is_closed(tmp_path, out, windows):
+    """A notebook that has it open keeps all of it."""
+    def call(licence):
+        splits = {"train": [("a", red(1), [0])], "val": [], "test": [("b", red(2), [1])]}
+        make = partial(make_row, size=8)
+        return writer.write(out, INFO | {"licence": licence}, splits, make, replace="numbers")
+
+    call("none")
+    before, opened = files(out), datasets.load_from_disk(out)
+    assert in_use(out) or sys.platform == "win32"
+    with pytest.raises(PermissionError, match=r"out is in use \(.*\): close the notebooks"):
+        call("mine")
+    assert files(out) == before and opened["test"]["labels"] == [[1]]
+    del opened
+    assert call("mine") == {"train": 1, "val": 0, "test": 1} and load_data(out).info["licence"] == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("platform, count", [("win32", 61), ("linux", 80)])
+def test_windows_waits_for_61_processes_at_most(call, monkeypatch, platform, count):
+    pool, asked = writer.ProcessPoolExecutor, []
+    monkeypatch.setattr(writer, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(writer, "ProcessPoolExecutor", lambda n, **rest: asked.append(n) or pool(1, **rest))
+    call(sizes={"train": 160, "val": 0, "test": 1}, workers=80)
+    assert asked == [count]
+
+
 def test_a_stop_before_the_renaming_loses_no_work(call, tmp_path, monkeypatch):
     def fail(self, target):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
@@ -281,19 +339,159 @@ def test_a_stop_before_the_renaming_loses_no_work(call, tmp_path, monkeypatch):
     assert call() == SIZES and set(calls(tmp_path).values()) == {1}
 
 
+@pytest.mark.parametrize("renamings", [1, 2])
+def test_a_stop_while_the_old_one_is_replaced_loses_neither(call, tmp_path, out, monkeypatch, renamings):
+    """Killed before the old one goes aside, and before the new one gets its name."""
+    call()
+    old, made, rename, left = files(out), calls(tmp_path), Path.rename, [None] * (renamings - 1)
+    other = {"info": INFO | {"licence": "mine"}, "replace": "numbers"}
+
+    def stop(self, target):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", stop)
+        call(**other)
+    assert files(out if renamings == 1 else tmp_path / "out.replaced") == old
+    twice = {name: 2 * count for name, count in made.items()}
+    assert call(**other) == SIZES and calls(tmp_path) == twice and load_data(out).info["licence"] == "mine"
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "log"}
+
+
+@posix
+def test_a_link_stays_one(call, tmp_path, out):
+    (tmp_path / "disk").mkdir()
+    out.symlink_to(tmp_path / "disk")
+    call()
+    assert out.is_symlink() and files(tmp_path / "disk") == files(out) and len(load_data(out).train) == 5
+
+
+def test_a_foreign_folder_of_the_partial_name_is_left_alone(call, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "diary.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="out.partial is not the work of a preparation"):
+        call()
+    assert files(tmp_path / "out.partial") == {"diary.txt": b"mine"}
+
+
+def test_what_is_ready_is_whole(call, out):
+    call()
+    (out / "test" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(FileExistsError, match="lacks test.data-00001-of-00002.arrow: remove the folder"):
+        call()
+
+
+def test_half_written_files_of_a_killed_process_do_not_stay(call, tmp_path, out):
+    with pytest.raises(RuntimeError):
+        call(stop=201)
+    for name in ("labels.json.7", "plan.json.7", "train/state.json.7", "train/data-00001-of-00003.arrow.7"):
+        (tmp_path / "out.partial" / name).write_text("{")
+    call()
+    call("undisturbed")
+    assert files(out) == files(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("sizes", [{"train": 0, "val": 1, "test": 1}, {"train": 1, "val": 0, "test": 0}])
+def test_an_empty_train_or_test_is_no_data_set(call, tmp_path, sizes):
+    with pytest.raises(ValueError, match="there is no image for (train|test)"):
+        call(sizes=sizes)
+    assert {p.name for p in tmp_path.iterdir()} == {"log"}
+
+
+ALL_OF = {split: range(FIRST[split], FIRST[split] + n) for split, n in SIZES.items()}
+
+
+@pytest.mark.parametrize("broken, lost", [
+    (ALL_OF["train"], r"train \(5 odd\): the first is train0 of train \(odd, it is 0\)"), (ALL_OF["val"], "val"),
+    ([*ALL_OF["train"], *ALL_OF["val"], *ALL_OF["test"]], r"train and val and test \(10 odd\)"),
+])
+def test_a_split_that_loses_all_its_images_is_an_error(call, tmp_path, out, broken, lost):
+    with pytest.raises(ValueError, match=f"no image is left for {lost}.*left_out.csv lists all"):
+        call(broken=broken)
+    assert not out.exists()
+    assert call() == SIZES and not (out / "left_out.csv").exists()  # the files are mended
+
+
+def test_val_may_be_left_empty_on_purpose(call, capsys):
+    assert call(sizes={"train": 2, "val": 0, "test": 1})["val"] == 0
+    assert "val holds no image, as was asked for" in capsys.readouterr().out
+
+
+def killed(item):
+    """A process that the kernel ends."""
+    os._exit(9)
+
+
+def test_a_process_that_is_ended_is_a_message(call, tmp_path, monkeypatch):
+    with pytest.raises(ChildProcessError, match="fewer --workers; the same command goes on"):
+        writer.write(tmp_path / "out", INFO, {"train": [("a", 1)], "val": [], "test": [("b", 2)]}, killed)
+
+
+# equal images: their number is another one's, and each has a label of its own
+SAME = {"test0": (200, 2), "train1": (200, 0), "val1": (200, 1), "val0": (100, 2), "train3": (100, 1)}
+SAME |= {"train0": (0, 0), "train4": (0, 2), "test1": (201, 0), "test2": (201, 1)}
+COPIES = {"train1": "test0 of test", "val1": "test0 of test", "train3": "val0 of val", "train4": "train0 of train"}
+COPIES |= {"test2": "test1 of test"}
+
+
+def test_an_image_stands_once_and_has_the_labels_of_all_its_copies(call, out, capsys):
+    assert call(same=SAME, max_missing=0) == {"train": 2, "val": 1, "test": 2}
+    data, found = load_data(out), {}
+    for split in (data.train, data.val, data.test):
+        found |= {name: (number, row.nonzero().flatten().tolist())
+                  for name, number, row in zip(names(split), reds(split), split.targets)}
+    expected = {"train0": (0, [0, 2]), "train2": (2, [2]), "val0": (100, [1, 2]), "test1": (201, [0, 1])}
+    assert found == expected | {"test0": (200, [0, 1, 2])}
+    lines = {f"{name[:-1]},{name},duplicate,equal to {other}" for name, other in COPIES.items()}
+    assert set((out / "left_out.csv").read_text().splitlines()[1:]) == lines
+    assert data.info["left_out"] == {"duplicate": 5} and data.info["images"] == {"train": 2, "val": 1, "test": 2}
+    assert "5 of the images equal another one: one of each stays, in test before val" in capsys.readouterr().out
+    listed = {path.name for path in (out / "train").glob("*.arrow")}
+    state = json.loads((out / "train" / "state.json").read_text())
+    assert listed == {file["filename"] for file in state["_data_files"]}
+
+
+def test_a_stop_while_duplicates_are_removed_loses_nothing(call, tmp_path, out, monkeypatch):
+    call("undisturbed", same=SAME)
+    write_whole, made = writer.write_whole, calls(tmp_path)
+
+    def stop(path, content):
+        if path.name == "data-00001-of-00003-unique.arrow":
+            raise KeyboardInterrupt
+        write_whole(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer, "write_whole", stop)
+        call(same=SAME)
+    assert list((tmp_path / "out.partial").rglob("*-unique.arrow"))  # the stop came amid the work
+    call(same=SAME)
+    assert files(out) == files(tmp_path / "undisturbed")
+    assert calls(tmp_path) == {name: 2 * count for name, count in made.items()}
+
+
+def test_val_that_is_all_in_test_is_an_error(call, out):
+    with pytest.raises(ValueError, match=r"no image is left for val \(2 duplicate\).*\(duplicate, equal to test0"):
+        call(same={"val0": (200, 0), "val1": (201, 0)})
+    assert not out.exists()
+
+
+@posix
 @pytest.mark.parametrize("name", ["plan.json", "data-00001-of-00003.arrow", "labels.json"])
 def test_a_full_disk_ends_with_its_error(call, out, monkeypatch, name):
-    flush = writer._flush
+    write_whole = writer.write_whole
 
-    def full(file):
-        if name in file.name:
+    def full(path, content):
+        if path.name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        flush(file)
+        write_whole(path, content)
 
     fork = multiprocessing.get_context("fork")  # so that a worker has `full`
     pool = partial(writer.ProcessPoolExecutor, mp_context=fork)
     with monkeypatch.context() as patch, pytest.raises(OSError) as error:
-        patch.setattr(writer, "_flush", full)
+        patch.setattr(writer, "write_whole", full)
         patch.setattr(writer, "ProcessPoolExecutor", pool)
         call()
     assert error.value.errno == errno.ENOSPC and not out.exists()
@@ -306,11 +504,14 @@ def album(tmp_path_factory):
     root = tmp_path_factory.mktemp("album")
     (root / "photos").mkdir()
     rng, count = np.random.default_rng(0), 600
-    for i in range(9):
+    for i in range(count // 8):
         noise = Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8))
         data = encode(noise.resize((800, 600)), "JPEG")
-        for k in range(i, count, 9):
-            (root / "photos" / f"{k}.jpg").write_bytes(data)
+        for k in range(8):  # each way round is a photo of its own
+            exif = Image.Exif()
+            exif[0x0112] = k + 1
+            segment = b"\xff\xe1" + (2 + len(exif.tobytes())).to_bytes(2, "big") + exif.tobytes()
+            (root / "photos" / f"{8 * i + k}.jpg").write_bytes(data[:2] + segment + data[2:])
     lines = [f"{i}.jpg,{'abcdefghij'[i % 10]}" for i in range(count)]
     (root / "labels.csv").write_text("\n".join(["image,labels", *lines]))
     options = "--hold-out 0.2 --size 200 --workers 2".split()
@@ -319,19 +520,37 @@ def album(tmp_path_factory):
     return arguments, files(root / "undisturbed")
 
 
+WAITING = """
+import sys, time
+from pathlib import Path
+from data_prep import folder, photos
+
+go, real = Path(sys.argv.pop(1)), photos.make_row
+
+def make_row(item, size):
+    while list(go.parent.glob("out.partial/*/*.arrow")) and not go.exists():
+        time.sleep(0.01)
+    return real(item, size)
+
+photos.make_row = make_row
+folder.main()
+"""
+
+
 @pytest.fixture
 def start(album, tmp_path, out):
-    """start() runs data_prep.folder in a group of processes of its own, until it has written a shard of several."""
+    """start() runs data_prep.folder in a group of processes of its own, until it has written a shard of several; then
+    it waits for the file `go`.
+    """
     running = []
 
     def start():
-        command = [sys.executable, "-m", "data_prep.folder", *album[0], "--out", out]
+        command = [sys.executable, "-c", WAITING, tmp_path / "go", *album[0], "--out", out]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
         running.append(process)
-        end = time.monotonic() + 60
         while not list((tmp_path / "out.partial").glob("*/*.arrow")):
-            assert process.poll() is None and time.monotonic() < end, "the run ended before it could be stopped"
+            assert process.poll() is None, "the run ended before it could be stopped"
             time.sleep(0.005)
         return process
 
@@ -343,11 +562,12 @@ def start(album, tmp_path, out):
         process.stdout.close()
 
 
+@posix
 def test_a_killed_run_goes_on(start, album, out, capsys):
     """Killed as by the kernel: nothing can be tidied up."""
     partial_, process = out.with_name("out.partial"), start()
     process.kill()  # the parent only
-    process.communicate(timeout=10)  # ends when no worker holds the pipe
+    process.communicate(timeout=100)  # ends when no worker holds the pipe
     whole = {name: t for name, t in changes(partial_).items() if name.endswith(".arrow")}
     assert 1 <= len(whole) < 6 and not out.exists()
     for path in (out, partial_):
@@ -360,14 +580,15 @@ def test_a_killed_run_goes_on(start, album, out, capsys):
     assert load_data(out).info["images"]["test"] > 128  # several shards
 
 
+@posix
 def test_ctrl_c_says_that_the_same_command_goes_on(start, album, tmp_path, out):
     process, shards = start(), lambda: len(list((tmp_path / "out.partial").glob("*/*.arrow")))
-    time.sleep(0.1)  # both workers are in the middle of a shard
     before = shards()
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
+    (tmp_path / "go").touch()
+    output, _ = process.communicate(timeout=100)
     assert output.splitlines()[-1] == "stopped: the same command goes on from here" and process.returncode == 1
     assert "Traceback" not in output and not out.exists()
-    assert shards() >= before + 2  # what the two workers had in work is kept
+    assert shards() >= before + 2  # what was given to the two workers is kept
     run(folder, *album[0], "--out", out)
     assert files(out) == album[1]

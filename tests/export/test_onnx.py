@@ -81,6 +81,13 @@ def test_a_file_that_differs_is_not_kept(tiny_run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_not_there(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "Predictor", None)  # it is said before any work
+    for path in (tmp_path / "no" / "model.onnx", tmp_path):
+        with pytest.raises(SystemExit, match="error: .* is no file in a folder that is there"):
+            main([str(tiny_run[0]), str(path)])
+
+
 def test_without_the_extra(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pip install 'clipdec\[onnx\]'"):

@@ -1,6 +1,8 @@
 """The Predictor: any image, any labels, probabilities, attention maps, and the command."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,19 @@ def test_many_images_at_once(predictor, tiny, tmp_path):
         alone = predictor(image, LABELS, top_k=3)
         assert [n for n, _ in alone] == [n for n, _ in answer] and dict(alone) == pytest.approx(dict(answer), abs=1e-5)
     assert predictor([], LABELS) == []
+
+
+def test_one_bad_image_does_not_cost_the_others(predictor, tiny, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no image")
+    images = [tiny.test.image(i) for i in range(33)]
+    images[1], images[32] = tmp_path / "bad.jpg", tmp_path / "gone.jpg"  # of two batches
+    with pytest.warns(UserWarning) as told:
+        answers = predictor(images, LABELS)
+    assert [str(w.message).split("cannot")[0] for w in told] == [f"left out: {images[i]} " for i in (1, 32)]
+    assert [i for i, answer in enumerate(answers) if answer is None] == [1, 32]
+    assert dict(answers[31]) == pytest.approx(dict(predictor(images[31], LABELS)), abs=1e-5)
+    with pytest.raises(ValueError, match="no empty"):
+        predictor(images, [""])
 
 
 def test_image_files_arrays_and_modes(predictor, tiny, tmp_path):
@@ -180,7 +195,7 @@ def test_the_command_prints_json(predictor, tiny, tiny_run, tmp_path, capsys):
     paths = [tmp_path / f"{name}.png" for name in (0, 1, "no")]
     for i, path in enumerate(paths[:2]):
         tiny.test.image(i).save(path)
-    (tmp_path / "names.txt").write_text("pizza\nkey\n")
+    (tmp_path / "names.txt").write_text("\ufeff# things\npizza\n\nkey \n", encoding="utf8")
     labels = f"@{tmp_path}/names.txt"
     code, printed = run(capsys, tiny_run[0], paths[0], paths[2], paths[1], "--json", "--labels", labels)
     rows = json.loads(printed.out)
@@ -198,6 +213,28 @@ def test_the_command_asks_about_the_labels_of_the_run(tiny, tiny_run, tmp_path, 
     assert run(capsys, tiny_run[0], tmp_path / "x.png", "--top-k", 3)[1].out.count("\n") == 5
 
 
+def test_the_command_finds_photos_as_a_shell_would(tiny, tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copytree(tiny_run[0], tmp_path / "runs")
+    (tmp_path / "names.txt").write_text("pizza")
+    for name in ("b.png", "a.png", "[c].png"):
+        tiny.test.image(0).save(tmp_path / name)
+    photos = "~/*.png", str(tmp_path / "a.png"), "~/[c].png"
+    code, printed = run(capsys, "~/runs", *photos, "--json", "--labels", "@~/names.txt")
+    assert code == 0 and [Path(row["image"]).name for row in json.loads(printed.out)] == ["[c].png", "a.png", "b.png"]
+
+
+def test_the_command_prints_on_a_narrow_console(tiny, tiny_run, tmp_path):
+    tiny.test.image(0).save(tmp_path / "x.png")
+    command = [sys.executable, "-m", "clipdec.predictor", tiny_run[0], tmp_path / "x.png", "--labels", "pizza", "日本"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0 and b"pizza" in done.stdout and b"??" in done.stdout
+
+
 def test_the_command_says_what_is_wrong(tiny_run, tmp_path, capsys):
     assert "is not a run folder" in run(capsys, tmp_path, "x.png")[0]
     assert "no empty" in run(capsys, tiny_run[0], "x.png", "--labels", " ")[0]
+    assert "No such file" in run(capsys, tiny_run[0], "x.png", "--labels", "@gone.txt")[0]
+    code, printed = run(capsys, tiny_run[0], "x.png", "--top-k", "-1")
+    assert code == 2 and "--top-k must be at least 1, got -1" in printed.err

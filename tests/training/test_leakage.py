@@ -13,7 +13,7 @@ TWINS = {  # kind: unseen and seen names
     "lemma": "running:run, person:people, man:men, fish:fishing, T-shirt:t shirt",
     "word": "tiger:tiger face, police officer:officer, mountain:sunrise over mountains",
     "": "plane:airplane, train:rain, person running:person swimming, hot dog:hot tub, zebra:horse, "
-    "--:cat, cat:--, --:_ -, !?:?!",
+    "**:cat, cat:**, **:_ -, !?:?!",
 }
 
 

@@ -374,9 +374,13 @@ def test_resuming_with_a_file_that_is_cut_or_lost(train, finished, name, cut):
     assert files(finished) == before
 
 
-def test_a_run_of_a_newer_version(finished):
+def test_settings_that_are_not_those_of_the_run(finished):
     path = finished / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"warp": 9}))
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"prompt": "a {}"}))
+    with pytest.raises(ValueError, match="trained with another prompt 'a photo of {}' .now 'a {}'.: bring that back"):
+        load_run(finished)
+    path.write_text(json.dumps(settings | {"warp": 9}))
     with pytest.raises(ValueError, match="settings that are not known here, warp: it is of another version"):
         load_run(finished)
 
@@ -392,11 +396,11 @@ def test_answers_rest_on_the_weights_that_a_run_was_trained_with(tiny, train, tm
     save_vectors(vectors, [*tiny.labels.names, "more"], np.concatenate([rows, rows[:1]]))
     assert load_run(tmp_path / "run")
     save_vectors(vectors, tiny.labels.names, rows[::-1])
-    with pytest.raises(ValueError, match="trained with other inputs: label_embeddings '.*' .now '.*'.; bring back"):
+    with pytest.raises(ValueError, match="trained with another label_embeddings '.*' .now '.*'.: bring that back"):
         load_run(tmp_path / "run")
     save_vectors(vectors, tiny.labels.names, rows)
     save_file({k: v.flip(0).contiguous() for k, v in model.state_dict().items()}, weights)
-    with pytest.raises(ValueError, match="trained with other inputs: image_tower '.*' .now '.*'.; bring back"):
+    with pytest.raises(ValueError, match="trained with another image_tower '.*' .now '.*'.: bring that back"):
         load_run(tmp_path / "run")
     with pytest.raises(ValueError, match="made with another image_tower '.*' .now '.*'"):
         train(tmp_path / "run", some, **changes, resume=True)

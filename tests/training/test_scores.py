@@ -86,7 +86,7 @@ def test_some_seen_labels_must_be_left_to_train_on(settings, share, held):
 
 
 def test_names_without_a_letter_do_not_cost_the_run(tiny, train, tmp_path):
-    labels = LabelSpace(["--", *tiny.labels.seen[1:]], ["_", *tiny.labels.unseen[1:]])
+    labels = LabelSpace(["**", *tiny.labels.seen[1:]], ["_", *tiny.labels.unseen[1:]])
     metrics = train(tmp_path, replace(tiny, labels=labels))
     assert metrics["protocol"]["unseen_with_twin"] == len(leakage(labels)) > 20 and "left_out" not in metrics
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics

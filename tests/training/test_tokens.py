@@ -7,15 +7,17 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from helpers import history, needs_dev_full, spy
+from helpers import files, history, needs_dev_full, results, spy
 from torchvision.transforms import v2
 
 from clipdec import load_data
 from clipdec.towers import ImageTower, load_clip
 from clipdec.training import tokens as tokens_module
-from clipdec.training.tokens import Store, digest, encode_images, encode_sentences, text_key
+from clipdec.training.inputs import digest, text_key
+from clipdec.training.tokens import Store, encode_images, encode_sentences
 from data_prep import emoji_scenes
 
 ARRAYS = {"a": ((3, 2), np.float16), "b": ((), np.float32)}
@@ -191,6 +193,23 @@ def test_tokens_beyond_half_precision(tiny, monkeypatch):
     monkeypatch.setattr(ImageTower, "forward", lambda self, pixels: tuple(1e6 * x for x in forward(self, pixels)))
     with pytest.raises(ValueError, match="mini gives tokens beyond half precision"):
         encode_images(ImageTower("mini"), tiny.val.select([0]))
+
+
+def test_a_data_folder_that_cannot_be_written(tiny, train, tmp_path, capsys):
+    """Of a read-only disk, or another's: here a file stands where the folder of tokens would be."""
+    other = shutil.copytree(tiny.folder, tmp_path / "data", ignore=lambda *_: ["tokens"])
+    (other / "tokens").touch()
+    before = files(other)
+    found, expected = train(tmp_path / "run", load_data(other)), train(tmp_path / "expected")
+    assert results(found) == pytest.approx(results(expected), abs=1e-9) and files(other) == before
+    assert "tokens cannot be written (File exists): tokens stay in memory" in capsys.readouterr().out
+
+
+def test_tokens_that_memory_has_no_room_for(tiny, monkeypatch, capsys):
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=200_000))
+    tokens, vectors = encode_images(ImageTower("mini"), tiny.val)
+    assert tokens is None and len(vectors[:]) == 30 and "memory has no room for 0.0 GB" in capsys.readouterr().out
 
 
 def test_tokens_that_the_disk_has_no_room_for(tiny, train, tmp_path, monkeypatch, counted, capsys):
