@@ -27,6 +27,7 @@ SETS = {  # seen and unseen labels, the labels of each image of train, val and t
     "no unseen label": ("gbk", "", TRAIN, "g bk", "g b bk", None),
     "no unseen label, empty val": ("gb", "", "g b gb", "", "g b", "it holds no image"),
     "no unseen positive": ("gbk", "rw", TRAIN, "g bk", "g b bk", None),
+    "one image in train and val": ("gbk", "rw", "gb", "g", "rg w", None),
     "one image": ("g", "r", "g", "-", "gr", "none of its images carries a label"),
     "label without an image": ("gbk", "rw", TRAIN, "g bk", "rg r br", None),
     "no positive in test": ("gb", "r", "g b", "g b", "- -", None),
@@ -84,6 +85,7 @@ def test_fit_predictor_and_panel(small, tmp_path, name):
     assert metrics == parsed(tmp_path / "metrics.json") and "left_out" not in metrics
     check_figures(metrics, data)
     check_history(tmp_path, data)
+    assert metrics["chosen_by"] == ("val_map" if data.val.targets.any() else "being the last")
     predictor, reason = Predictor.load(tmp_path), SETS[name][-1]
     assert predictor.calibration.note == metrics["calibration"]["note"]
     assert reason is None or reason in predictor.calibration.note
@@ -108,10 +110,11 @@ def check_figures(metrics, data):
 
 
 def check_history(folder, data):
-    """nan where val measures nothing."""
+    """What val measures is averaged to choose by; nan where it measures nothing."""
     [row] = read_history(folder)
-    held = [row[name] for name in ("val_seen_map", "val_held_map") if name in row]
-    assert np.isnan(row["val_map"]) == np.isnan(held).any() and (data.val.targets.any() or np.isnan(held).all())
+    there = [row[x] for x in ("val_seen_map", "val_held_map") if not np.isnan(row.get(x, np.nan))]
+    assert bool(there) == data.val.targets.any().item()
+    assert row["val_map"] == pytest.approx(np.mean(there) if there else np.nan, nan_ok=True)
 
 
 def check_order(predictor, data, logits):
@@ -152,8 +155,8 @@ def test_notebooks(small, tmp_path):
     """Those on data and runs, on the hardest sets, one after the other: no error, no warning, no nan on the page."""
     names, parts = ("no unseen label, empty val", "one image", "no unseen positive"), []
     for number, name in enumerate(names):
-        run = {"run_folder": str(tmp_path / str(number))}
-        parts += [("01", {"data": (data := small(name))}), ("04", settings(data, run["run_folder"])), ("05", run)]
+        data, run = small(name), {"run_folder": str(tmp_path / str(number))}
+        parts += [("01", {"data": data}), ("04", settings(data, run["run_folder"])), ("05", run)]
     texts = printed(*parts, ("07", run), ("05", run | {"data": small("no positive in test")}))
     for (number, _), text in zip(parts, texts):
         assert "Warning" not in text

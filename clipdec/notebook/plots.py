@@ -153,7 +153,8 @@ def score_histogram(scores, targets, seen):
     figure, axis = _subplots(figsize=(6, 2.6))
     hist = partial(axis.hist, bins=np.histogram_bin_edges(scores.numpy(), 59), density=True)
     for name, part, colour, hatch in (("seen", slice(seen), SEEN, None), ("unseen", slice(seen, None), UNSEEN, "//")):
-        if len(values := scores[:, part][targets[:, part]]):
+        values = scores[:, part][targets[:, part]]
+        if len(values):
             label = f"true {name}, median {values.median():.2f}"
             hist(values.numpy(), alpha=0.6, color=colour, hatch=hatch, label=label)
     if not targets.all():
