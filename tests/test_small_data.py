@@ -11,9 +11,13 @@ from PIL import Image
 from test_notebooks import printed
 
 from clipdec import Config, Predictor, fit, load_data
+from clipdec.comparison import ablations, report
+from clipdec.comparison.statistics import difference
+from clipdec.comparison.systems import run_system
 from clipdec.notebook.panel import Panel
+from clipdec.predictor.__main__ import show
 from clipdec.training.report import result_table
-from clipdec.training.run_folder import read_history
+from clipdec.training.run_folder import read_history, without_nan
 from clipdec.training.scores import split_scores
 
 COLOURS = {"g": (30, 160, 40), "b": (30, 50, 200), "k": (10, 10, 10), "r": (200, 30, 30), "w": (240, 240, 240)}
@@ -79,7 +83,7 @@ def parsed(path):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_fit_predictor_and_panel(small, tmp_path, name):
+def test_fit_predictor_and_panel(small, tmp_path, capsys, name):
     data = load_data(small(name))
     metrics = fit(data, Config(**settings(str(data.folder), tmp_path, device="cpu")))
     assert metrics == parsed(tmp_path / "metrics.json") and "left_out" not in metrics
@@ -93,20 +97,23 @@ def test_fit_predictor_and_panel(small, tmp_path, name):
         logits = split_scores(predictor.model, data.test, data, predictor.config)
         check_order(predictor, data, logits)
         check_panel(Panel(predictor, data.test, data.labels, logits), data)
+        note = predictor.calibration.note
+        show(predictor, {"photo.jpg": predictor(data.test.image(0))})
+        said = capsys.readouterr().out
+        assert note in said and ("the best F1 on val" in said) == (not note)
 
 
 def check_figures(metrics, data):
     """A figure is there where its labels, images and positives are, and only there."""
     seen, table = len(data.labels.seen), result_table(metrics)
-    for part, targets in (("zsl", data.test.targets[:, seen:]), ("gzsl", data.test.targets)):
+    dashes = 0
+    for part, columns, targets in (("zsl", 6, data.test.targets[:, seen:]), ("gzsl", 3, data.test.targets)):
+        found = targets.any().item()
         for figures in (metrics[part], metrics["raw_clip"][part]):
-            there = {key: figures.get(key) is not None for key in ("map", "p@3", "r@5", "f1@3")}
-            asked = targets.numel() > 0
-            assert there == {"map": asked and bool(targets.any()), "p@3": asked} | dict.fromkeys(
-                ("r@5", "f1@3"), asked and bool(targets.any())
-            )
-    lines = 2 * [3 * (2 * (not data.test.targets[:, seen:].any()) + (not data.test.targets.any()))]
-    assert [line.count("–") for line in table.splitlines()[2:4]] == lines and "nan" not in table
+            there = [figures.get(key) is not None for key in ("map", "r@5", "f1@3", "p@3")]
+            assert there == [found, found, found, targets.numel() > 0]
+        dashes += 0 if found else columns
+    assert [line.count("–") for line in table.splitlines()[2:4]] == [dashes, dashes] and "nan" not in table
 
 
 def check_history(folder, data):
@@ -118,13 +125,11 @@ def check_history(folder, data):
 
 
 def check_order(predictor, data, logits):
-    """Probabilities differ where logits differ, and have their order."""
+    """Probabilities differ where logits differ, and have their order; those of kept tokens are a little rounded."""
     for i, row in enumerate(logits):
-        answer = predictor(data.test.image(i))
-        probabilities = [p for _, p in answer]
-        assert probabilities == sorted(set(probabilities), reverse=True)
-        expected = [data.labels.names[j] for j in row.argsort(descending=True)]
-        assert [name for name, _ in answer] == expected
+        names, probabilities = zip(*predictor(data.test.image(i)))
+        assert list(probabilities) == sorted(set(probabilities), reverse=True)
+        assert (row[[data.labels.names.index(name) for name in names]].diff() < 0.01).all()
 
 
 def check_panel(panel, data):
@@ -149,6 +154,27 @@ def test_a_share_that_leaves_no_label_to_train_on_is_refused(small, tmp_path):
     data = load_data(small("one seen label"))
     with pytest.raises(ValueError, match="hold_out 0.9 keeps all seen labels \\(1\\) out of the training: choose"):
         fit(data, Config(**settings(str(data.folder), tmp_path, hold_out=0.9, device="cpu")))
+
+
+@pytest.mark.parametrize("name", ["no unseen label", "no unseen positive", "no image in test"])
+def test_comparison(small, tmp_path, name):
+    """The rows of two systems and their difference, as they are written and read again, make tables with dashes."""
+    config = Config(**settings(small(name), tmp_path / "run", device="cpu"))
+    ours, others = (run_system(system, config) for system in ("raw_clip", "raw_clip_softmax"))
+    found = without_nan([{"systems": ["raw_clip", "raw_clip_softmax"]} | difference([ours], [others])])
+    rows, found = json.loads(json.dumps([without_nan([ours[0], others[0]]), found], allow_nan=False))
+    zsl, gzsl = (report.system_table(rows, task).splitlines()[2] for task in ("zsl", "gzsl"))
+    images = len(load_data(config.data).test)
+    assert zsl.count("–") == (5 if name == "no unseen positive" else 7) and gzsl.count("–") == (0 if images else 7)
+    differences = report.difference_table(found).splitlines()[2].split("|")[2:-1]
+    assert [cell.strip() == "–" for cell in differences] == 3 * [True] + 3 * [not images]
+
+
+def test_an_ablation_that_leaves_no_label_to_train_on_is_left_out(small, capsys):
+    can_train = lambda share: ablations._can_train(("group", "11 %"), Config(data=data, hold_out=share))
+    data = small("no unseen label")
+    assert can_train(0.35) and not can_train(0.89)
+    assert capsys.readouterr().out.startswith("group: 11 % is left out: hold_out 0.89 keeps all seen labels (3)")
 
 
 def test_notebooks(small, tmp_path):

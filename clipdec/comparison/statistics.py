@@ -24,7 +24,7 @@ def difference(ours, others):
 
 def bootstrap_weights(images, draws=500, seed=0):
     """How often each image is in each of `draws` samples of as many, drawn with replacement: [R, M]."""
-    drawn = torch.randint(images, (draws, images), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(max(1, images), (draws, images), generator=torch.Generator().manual_seed(seed))
     return torch.stack([row.bincount(minlength=images) for row in drawn]).double()
 
 
