@@ -177,14 +177,14 @@ from clipdec.towers import ImageTower
 folder = RunFolder(Path({str(tmp_path)!r}))
 folder.save_state({{"x": torch.ones(100_000)}})
 model = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 8), 8, 512)
-for write, what in ((folder.save_state, {{"x": torch.ones(1_000_000)}}), (lambda model: folder.save_model(model, {{}}), model)):
+for write, *what in ((folder.save_state, {{"x": torch.ones(1_000_000)}}), (folder.save_model, model, {{}})):
     try:
         with full_disk_explained(folder.path):
-            write(what)
+            write(*what)
         print("written")
     except OSError as error:
         print("full" if "make room" in str(error) else error)
-print(folder.load_state("cpu")["x"].sum().item(), sorted(p.name for p in folder.path.iterdir()))
+print(torch.load(folder.path / "state.pt")["x"].sum().item(), sorted(p.name for p in folder.path.iterdir()))
 """
     mount, unshare = f"mount -t tmpfs -o size=3m tmpfs {tmp_path}", ["unshare", "-rm", "sh", "-c"]
     if subprocess.run([*unshare, mount], capture_output=True).returncode:
