@@ -255,9 +255,10 @@ def root(tmp_path):
     return tmp_path / "root"
 
 
-def prepared(root, out="out", val=0.2, seed=0, train=TRAIN, test=TEST, max_missing=100, **rest):
+def prepared(root, out="out", val=0.2, seed=0, train=TRAIN, test=TEST, max_missing=100, keep_unseen=False, **rest):
     """The prepared data set."""
-    args = argparse.Namespace(out=root.parent / out, size=8, val=val, seed=seed, workers=1, max_missing=max_missing)
+    shared = {"size": 8, "val": val, "seed": seed, "workers": 1, "max_missing": max_missing, "keep_unseen": keep_unseen}
+    args = argparse.Namespace(out=root.parent / out, **shared)
     splits = {"train": list(train.items()), "test": list(test.items())}
     prepare(args, splits, SEEN, UNSEEN, root=root, source="trees", licence="none", **rest)
     return load_data(args.out)
