@@ -64,8 +64,7 @@ class CombinedLoss(nn.Module):
     def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None, weights=None):
         """As the two losses; `label_sets` are the targets of L_clip, by default `targets`; `weights` those of L_c."""
         zero = logits.new_zeros(())
-        options = {"weights": weights, "detach_focus": self.detach_focus}
-        l_c = asymmetric_loss(logits, targets, **options) if self.beta else zero
+        l_c = asymmetric_loss(logits, targets, weights=weights, detach_focus=self.detach_focus) if self.beta else zero
         label_sets = (targets if label_sets is None else label_sets) if self.mask_equal else None
         l_clip = alignment_loss(image_vectors, text_vectors, logit_scale, label_sets) if self.alpha else zero
         return self.alpha * l_clip + self.beta * l_c, l_c, l_clip

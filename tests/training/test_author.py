@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from timm.loss import AsymmetricLossMultiLabel
 from torchvision.transforms import v2
 
-from clipdec import CLIPDecoder, alignment_loss, fit, load_run
+from clipdec import CLIPDecoder, alignment_loss, fit, hold_out, load_run
 from clipdec.metrics import zsl_report
 from clipdec.towers import ImageTower, load_clip
 from clipdec.training import pixels, run, tokens
@@ -23,7 +23,7 @@ from clipdec.training.batches import TrainingImages
 from clipdec.training.build import build_model
 from clipdec.training.config import AS_AUTHOR
 from clipdec.training.scores import held_labels, split_scores
-from clipdec.training.sentences import short_sentence
+from clipdec.training.sentences import short_sentence, unseen_shown
 
 B, L, D = 6, 9, 8
 TOWER = {"as_author": "trained_sentence_tower", "dropout": 0.0}
@@ -147,11 +147,11 @@ def test_long_sentences_are_cut_in_a_run(tiny, settings, tmp_path, monkeypatch):
     assert max(map(len, texts_of(monkeypatch, data, replace(config, as_author=[]))[1])) > 90
 
 
-@pytest.mark.parametrize("hold_out", [0.0, 0.3])
-def test_sentences_name_unseen_labels_and_nothing_else_sees_them(listing, settings, tmp_path, monkeypatch, hold_out):
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_sentences_name_unseen_labels_and_nothing_else_sees_them(listing, settings, tmp_path, monkeypatch, share):
     data, listed = listing
     data = replace(data, folder=tmp_path)
-    config = settings("unused", as_author="unseen_in_sentences", hold_out=hold_out)
+    config = settings("unused", as_author="unseen_in_sentences", hold_out=share)
     images, texts = texts_of(monkeypatch, data, config)
     plain, others = texts_of(monkeypatch, data, replace(config, as_author=[]))
     expected = set()
@@ -161,6 +161,7 @@ def test_sentences_name_unseen_labels_and_nothing_else_sees_them(listing, settin
     assert set(texts) == expected and not set(listed[4]) & set(", ".join(others).split(", "))
     assert torch.equal(images.targets, plain.targets) and torch.equal(images.split.targets, plain.split.targets)
     assert not data.train.targets[:, data.labels.unseen_index].any()
+    assert not unseen_shown(data.train, hold_out(data, 60)).any()  # where others play the unseen
 
 
 def test_other_listed_labels_are_other_data(listing, train, tmp_path):
