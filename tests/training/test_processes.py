@@ -21,6 +21,7 @@ from clipdec.training.processes import gather, progress, rank_and_count, share
 
 FROZEN = {"epochs": 2, "batch_size": 13, "accumulate": 2, "dropout": 0.0}  # shares of unequal size
 TRAINED = {"epochs": 1, "batch_size": 24, "dropout": 0.0, "train_image_tower": True, "augment": True}
+TRAINED |= {"as_author": "trained_sentence_tower"}
 
 
 def in_processes(count, work, *arguments):

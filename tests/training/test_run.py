@@ -159,7 +159,6 @@ def by_epoch(tiny, settings, tmp_path_factory):
 @pytest.mark.parametrize("changes, key, values, best", [
     ({}, "val_map", [3.0, 9.0, 5.0], 2), ({}, "val_map", [9.0, 9.0, 5.0], 1),
     ({}, "val_map", [1.0, 2.0, float("nan")], 3), ({"hold_out": 0.0}, "val_map", [3.0, 9.0, 5.0], 2),
-    ({"as_author": "best_on_test"}, "test_map", [3.0, 9.0, 5.0], 2),
     ({"as_author": "last_weights"}, "val_map", [3.0, 9.0, 5.0], 3),
 ])  # fmt: skip
 def test_the_best_epoch_is_evaluated(train, by_epoch, tmp_path, monkeypatch, changes, key, values, best):
