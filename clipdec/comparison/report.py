@@ -109,7 +109,8 @@ on val, by labels held out of the training and labels in it; test labels choose 
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
         "## Differences of mAP", "Paired by seed and image. The interval is that of the mean over the seeds when the "
-        "test images are drawn again (bootstrap, 500 draws); the seeds are taken as given.", difference_table(differences),
+        "test images are drawn again (bootstrap, 500 draws); the seeds are taken as given.",
+        difference_table(differences),
         "## GZSL with an offset between seen and unseen labels",
         "mAP does not change: it ranks images, one label at a time.", calibration_table(rows),
     ]  # fmt: skip
