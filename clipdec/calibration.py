@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+UNFITTED = "probabilities are not calibrated, only their order counts: val cannot tell, as {}"
+LEAST_GAP = 0.01  # between calibrated logits of true labels and of others; below it the scale is next to 0
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -13,13 +16,14 @@ class Calibration:
 
     The probability is sigmoid(scale * logit + shift); labels of at least the probability `threshold` are predicted. One
     of each for all labels: the order of labels stays, and so do ZSL and GZSL figures. It holds where a label is in a
-    share `base_rate` of the images, as in those that it was fitted on; see `at`.
+    share `base_rate` of the images, as in those that it was fitted on; see `at`. `note` says if it could not be fitted.
     """
 
     scale: float = 1.0
     shift: float = 0.0
     threshold: float = 0.5
     base_rate: float = 0.5
+    note: str = ""
 
     def log_odds(self, logits):
         """Logits of probabilities: sigmoid of them is the probability."""
@@ -44,13 +48,17 @@ def log_odds(probability):
 def fit_calibration(logits, targets):
     """The Calibration of a model: `platt`, then `best_threshold`.
 
-    Args: logits, targets [M, L] of images that were not trained on. Where no label is there, nothing is changed.
+    Args: logits, targets, bool [M, L], of images that were not trained on. Where these cannot tell what a logit means,
+    probabilities stay sigmoids of the logits, and a note says why.
     """
     if not targets.any() or targets.all():
-        return Calibration()
-    scale, shift = platt(logits, targets)
+        there = "each of its images carries all labels" if targets.any() else "none of its images carries a label"
+        return Calibration(note=UNFITTED.format(there if len(targets) else "it holds no image"))
+    rate, (scale, shift) = targets.double().mean().item(), platt(logits, targets)
+    if not scale * (logits[targets].mean() - logits[~targets].mean()) > LEAST_GAP:
+        return Calibration(base_rate=rate, note=UNFITTED.format("true labels hardly score higher than others"))
     threshold = best_threshold((scale * logits.double() + shift).sigmoid(), targets)
-    return Calibration(scale, shift, threshold, targets.double().mean().item())
+    return Calibration(scale, shift, threshold, rate)
 
 
 def best_threshold(probabilities, targets):

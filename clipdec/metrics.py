@@ -40,15 +40,15 @@ def _average_precision(scores, targets):
 def precision_recall_f1(scores, targets, k):
     """(P, R, F1) in 0..1 when each image's k best-scored labels are its predictions, pooled over all images (micro).
 
-    Args: scores, targets [M, L]; k is at most L.
+    Args: scores, targets [M, L]; k is at most L. nan: P without an image, R and F1 where nothing is true.
     """
     scores, targets = check(scores, targets)
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k must be from 1 to the number of labels, {scores.shape[1]}, got {k}")
-    hits = targets.gather(1, scores.topk(k, dim=1).indices).sum().item()
+    hits, positives = targets.gather(1, scores.topk(k, dim=1).indices).sum().item(), targets.sum().item()
     precision = hits / (k * len(scores)) if len(scores) else NAN
-    recall = hits / targets.sum().item() if targets.any() else NAN
-    return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
+    recall = hits / positives if positives else NAN
+    return precision, recall, 2 * hits / (k * len(scores) + positives) if positives else NAN
 
 
 def zsl_report(scores, targets, labels, keep="all"):

@@ -48,7 +48,25 @@ def test_a_calibration_is_fitted_to_all_labels_at_once():
     assert fitted.log_odds(torch.tensor(2.0)).item() == pytest.approx(0, abs=0.1) and 0.2 < fitted.threshold < 0.5
     assert fitted.base_rate == pytest.approx(targets.float().mean().item())
     assert fitted.threshold == pytest.approx(best_threshold(fitted.log_odds(logits).sigmoid(), targets), abs=1e-5)
-    assert fit_calibration(logits, torch.zeros_like(targets)) == Calibration(1.0, 0.0, 0.5, 0.5)
+    assert fitted.note == ""
+
+
+@pytest.mark.parametrize("sign, true, reason, base_rate", [
+    (1, [], "it holds no image", 0.5), (1, [[0] * 4] * 9, "none of its images carries a label", 0.5),
+    (1, [[1] * 4] * 9, "each of its images carries all labels", 0.5),
+    (-1, [[1, 0, 0, 0]] * 9, "hardly score higher", 0.25), (0.055, [[1, 0, 0, 0]] * 9, "hardly score higher", 0.25),
+    (1, [[1, 0, 0, 0]] * 9, "", 0.25),
+])  # fmt: skip
+def test_what_cannot_be_fitted_keeps_the_order_and_says_so(sign, true, reason, base_rate):
+    """Where a bad model got a scale of nearly 0, all its probabilities were the base rate."""
+    targets = torch.tensor(true).reshape(-1, 4).bool()
+    logits = sign * 3.0 * targets + torch.linspace(-1, 1, targets.numel()).reshape(targets.shape)
+    found, asked = fit_calibration(logits, targets), torch.linspace(-3, 3, 2000)
+    assert reason in found.note and bool(reason) == bool(found.note) and found.base_rate == base_rate
+    assert (found.log_odds(asked).sigmoid().diff() > 0).all()
+    if reason:
+        assert (found.scale, found.shift, found.threshold) == (1, 0, 0.5) and found.at(0.1).note == found.note
+    assert Calibration(**{k: v for k, v in vars(found).items() if k != "note"}).note == ""  # a file of before
 
 
 def test_another_base_rate_moves_probabilities_by_bayes_rule():

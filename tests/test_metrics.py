@@ -96,6 +96,13 @@ def test_predictions_that_are_all_wrong():
     assert precision_recall_f1([[2.0, 1.0]], [[0, 1]], 1) == (0.0, 0.0, 0.0)
 
 
+def test_figures_that_do_not_exist():
+    """Where nothing is true there is nothing to find, and without an image nothing is predicted either."""
+    nan = float("nan")
+    assert precision_recall_f1([[2.0, 1.0]], [[0, 0]], 1) == pytest.approx((0, nan, nan), nan_ok=True)
+    assert precision_recall_f1(np.empty((0, 2)), np.empty((0, 2)), 1) == pytest.approx((nan,) * 3, nan_ok=True)
+
+
 @pytest.fixture
 def case():
     """Scores without ties in an image, and targets over LABELS; some images carry no label, some none of one part."""

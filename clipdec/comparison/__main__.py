@@ -13,6 +13,7 @@ from clipdec.comparison.ablations import ablate
 from clipdec.comparison.report import write_report
 from clipdec.comparison.systems import SYSTEMS, compare
 from clipdec.training.config import read_settings
+from clipdec.training.run_folder import without_nan
 
 RUNS = Path("runs/comparison")  # from the repository's root
 
@@ -63,7 +64,7 @@ def _arguments(arguments):
 
 
 def _write(path, content):
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    Path(path).write_text(json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n", encoding="utf8")
     print(path)
 
 

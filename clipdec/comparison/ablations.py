@@ -4,7 +4,9 @@ from pathlib import Path
 
 from clipdec.comparison.statistics import difference
 from clipdec.comparison.systems import DEFECTS, WORDS, encode_all, notebook_command, run_all, with_words
+from clipdec.data import load_data
 from clipdec.training.config import Config
+from clipdec.training.scores import held_labels
 
 PAPER, SENTENCE = {"head": "ml_decoder"}, "one more sentence about {} here"
 ABLATIONS = {  # group: {setting: what it sets otherwise than the run's Config}
@@ -24,6 +26,7 @@ def ablate(base, word_vectors, seeds, folder, jobs=1, resume=False):
     """Run ABLATIONS, equal ones once: {"rows", "differences" to the first of a group}; arguments as of `compare`."""
     encode_all(Config(**base))
     listed = {(group, name): with_words(each[name], word_vectors) for group, each in ABLATIONS.items() for name in each}
+    listed = {key: changes for key, changes in listed.items() if _can_train(key, Config(**base | changes))}
     configs = {key: [_config(base, changes, seed, folder) for seed in range(seeds)] for key, changes in listed.items()}
     once = {config.out_dir: ("best", config) for each in configs.values() for config in each}
     done = dict(zip(once, run_all(once.values(), jobs, resume)))
@@ -38,6 +41,16 @@ def ablate(base, word_vectors, seeds, folder, jobs=1, resume=False):
         if name != first:
             differences.append(about | difference(each, results[group, first]))
     return {"rows": rows, "differences": differences}
+
+
+def _can_train(key, config):
+    """Whether a setting leaves labels to train on; says so if not."""
+    try:
+        held_labels(load_data(config.data).labels, config)
+    except ValueError as error:
+        print(f"{': '.join(key)} is left out: {error}", flush=True)
+        return False
+    return True
 
 
 def _config(base, changes, seed, folder):

@@ -3,6 +3,8 @@
 import json
 from statistics import fmean, stdev
 
+from clipdec.training.report import dashed
+
 NAMES = {
     "raw_clip": "raw CLIP, one prompt", "raw_clip_ensemble": "raw CLIP, mean of four prompts",
     "raw_clip_softmax": "raw CLIP, softmax over all labels", "raw_clip_patch": "raw CLIP, best patch",
@@ -11,7 +13,7 @@ NAMES = {
     "best": "CLIP-Decoder, this repository's head",
 }  # fmt: skip
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
-TASKS, span = ("zsl", "gzsl"), "{:+.1f} to {:+.1f}".format
+TASKS = "zsl", "gzsl"
 
 
 def table(head, rows):
@@ -20,8 +22,22 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
+def signed(value):
+    """"+1.2", or a dash for a figure that does not exist."""
+    return dashed(value, "+.1f")
+
+
+def span(low, high):
+    """"-0.1 to +1.2", or a dash."""
+    return dashed(None) if low is None else f"{signed(low)} to {signed(high)}"
+
+
 def mean_sd(values):
-    """"41.2 ± 0.8": mean and standard deviation over the seeds; of one value, or equal ones, the value alone."""
+    """"41.2 ± 0.8": mean and standard deviation over the seeds; of one value, or equal ones, the value alone; a dash
+    where the figure does not exist.
+    """
+    if None in values:
+        return dashed(None)
     spread = stdev(values) if len(values) > 1 else 0
     return f"{fmean(values):.1f} ± {spread:.1f}" if spread > 1e-9 else f"{fmean(values):.1f}"
 
@@ -33,14 +49,14 @@ def by(rows, key):
 
 def system_table(rows, task):
     """A task's figures of every system, mean and standard deviation over the seeds."""
-    cells = lambda each: [mean_sd([row[task][figure] for row in each]) for figure in FIGURES]
+    cells = lambda each: [mean_sd([row[task].get(figure) for row in each]) for figure in FIGURES]
     return table(["", *FIGURES.values()], [[NAMES[name], *cells(each)] for name, each in by(rows, "system")])
 
 
 def difference_table(differences):
     """Differences of mAP between systems, with their intervals."""
     title = lambda a, b: f"{NAMES[a]} − {NAMES[b]}"
-    cells = lambda d: [f"{d['mean']:+.1f}", span(d["min"], d["max"]), span(*d["interval"])]
+    cells = lambda d: [signed(d["mean"]), span(d["min"], d["max"]), span(*d["interval"])]
     head = ["", *(f"{task} {what}" for task in ("ZSL", "GZSL") for what in ("mean", "by seed", "95 % interval"))]
     return table(head, [[title(*d["systems"]), *cells(d["zsl"]), *cells(d["gzsl"])] for d in differences])
 
@@ -50,7 +66,7 @@ def calibration_table(rows):
     parts = ("gzsl", "gzsl_calibrated")
     lines = []
     for name, each in by([row for row in rows if "gzsl_calibrated" in row], "system"):
-        cells = [mean_sd([row[part][figure] for row in each]) for figure in ("f1@3", "f1@5") for part in parts]
+        cells = [mean_sd([row[part].get(figure) for row in each]) for figure in ("f1@3", "f1@5") for part in parts]
         lines.append([NAMES[name], *cells, mean_sd([row["seen_offset"] for row in each])])
     return table(["", "F1@3", "calibrated", "F1@5", "calibrated", "offset, logits"], lines)
 
@@ -58,10 +74,10 @@ def calibration_table(rows):
 def ablation_table(group, ablations):
     """One group of ablations: mAP, the difference to the group's first setting, and its 95 % interval."""
     rows, differences = ([d for d in ablations[part] if d["group"] == group] for part in ("rows", "differences"))
-    found = {(d["setting"], t): [f"{d[t]['mean']:+.1f}", span(*d[t]["interval"])] for d in differences for t in TASKS}
+    found = {(d["setting"], t): [signed(d[t]["mean"]), span(*d[t]["interval"])] for d in differences for t in TASKS}
     lines = []
     for setting, each in by(rows, "setting"):
-        cells = [[mean_sd([row[t]["map"] for row in each]), *found.get((setting, t), ["", ""])] for t in TASKS]
+        cells = [[mean_sd([row[t].get("map") for row in each]), *found.get((setting, t), ["", ""])] for t in TASKS]
         lines.append([f"`{setting}`", *cells[0], *cells[1]])
     return table(["", "ZSL mAP", "difference", "95 % interval", "GZSL mAP", "difference", "95 % interval"], lines)
 
@@ -85,6 +101,8 @@ Written by `make results`; `python -m clipdec.comparison --help` says how on oth
 mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test images, keep={protocol["keep"]}, \
 {protocol["labels_without_positives"]} labels without a positive left out. Epochs, weights and offsets are chosen \
 on val, by labels held out of the training and labels in it; test labels choose nothing."""
+    if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
+        about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),

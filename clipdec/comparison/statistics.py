@@ -2,28 +2,29 @@
 
 import torch
 
-from clipdec.metrics import check
+from clipdec.metrics import NAN, check
 
 
 def difference(ours, others):
     """`ours` minus `others` in mAP, of each task; both are (row, maps) of `run_system` for every seed.
 
     The interval is that of the mean, 95 %, when the test images are drawn again. An image that is drawn twice raises AP
-    a little. So the draws are taken around their own mean, and laid around the measured one.
+    a little. So the draws are taken around their own mean, and laid around the measured one. Draws without a positive
+    say nothing. nan where no test image carries a label of the task.
     """
     found = {}
     for task in ("zsl", "gzsl"):
-        each = [a[task]["map"] - b[task]["map"] for (a, _), (b, _) in zip(ours, others)]
+        each = [a[task].get("map", NAN) - b[task].get("map", NAN) for (a, _), (b, _) in zip(ours, others)]
         mean = sum(each) / len(each)
         draws = torch.stack([a[task] - b[task] for (_, a), (_, b) in zip(ours, others)]).mean(0)  # [R]
-        interval = (draws - draws.mean()).quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)) + mean
+        interval = (draws - draws.nanmean()).nanquantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)) + mean
         found[task] = {"mean": mean, "min": min(each), "max": max(each), "interval": interval.tolist()}
     return found
 
 
 def bootstrap_weights(images, draws=500, seed=0):
     """How often each image is in each of `draws` samples of as many, drawn with replacement: [R, M]."""
-    drawn = torch.randint(images, (draws, images), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(max(1, images), (draws, images), generator=torch.Generator().manual_seed(seed))
     return torch.stack([row.bincount(minlength=images) for row in drawn]).double()
 
 

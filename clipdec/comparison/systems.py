@@ -17,7 +17,7 @@ from clipdec.training.build import image_tower, load_run
 from clipdec.training.config import SWITCHES, Config
 from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.machine import versions
-from clipdec.training.report import full_report
+from clipdec.training.report import dashed, full_report
 from clipdec.training.run import fit
 from clipdec.training.run_folder import check_out_dir, whole
 from clipdec.training.scores import raw_clip_scores, split_scores
@@ -78,7 +78,7 @@ def run_all(tasks, jobs, resume):
         running = [pool.submit(run_system, *task, resume) for task in tasks]
         for (_, config), run in zip(tasks, running):
             row, maps = run.result()
-            figures = ", ".join(f"{task} mAP {row[task]['map']:.1f}" for task in maps)
+            figures = ", ".join(f"{task} mAP {dashed(row[task].get('map'))}" for task in maps)
             print(f"{config.path('out_dir').name}: {figures}", flush=True)
             yield row, maps
 

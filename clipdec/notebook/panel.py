@@ -9,8 +9,10 @@ import torch
 from clipdec.images import open_image
 from clipdec.notebook import render
 from clipdec.notebook.answers import Decision, Part, best_three, parse_labels, set_figures
+from clipdec.training.report import dashed
 
 TOP, MOST = 12, 15  # labels shown; predicted labels that are named
+HIGHEST = -0.01  # logarithm of the highest base rate of the sliders: that of 1 has no odds
 SIDE, THUMB, PHOTO = 186, 92, 768  # px: width of pictures, and of small ones; short side of a large photo, scaled
 NAMED = {"style": {"description_width": "9em"}}
 WIDE = NAMED | {"layout": {"width": "420px"}}
@@ -42,12 +44,18 @@ class Controls(w.VBox):
         self.keep = w.Dropdown(options=kept, description="images", **WIDE)
         self.threshold = w.FloatSlider(round(predictor.threshold, 2), max=1, step=0.01, description="threshold", **WIDE)
         self.temperature = w.FloatSlider(1, min=0.2, max=5, step=0.1, description="temperature", **WIDE)
-        start = 10 ** round(math.log10(predictor.calibration.base_rate), 2)  # on a step: a browser would move it there
-        rate = {"value": start, "min": -4, "max": -0.5, "step": 0.01, "readout_format": ".2%"} | WIDE
+        base_rate, notes = predictor.calibration.base_rate, [predictor.calibration.note]
+        start = min(round(math.log10(base_rate), 2), HIGHEST)  # on a step: a browser would move it there
+        if math.log10(base_rate) > HIGHEST:
+            notes.append(f"on val labels are in {base_rate:.1%} of the images: base rates end at {10**start:.1%}")
+        ends = {"min": min(-4, start), "max": max(-0.5, start)}
+        rate = {"value": 10**start, "step": 0.01, "readout_format": ".2%"} | ends | WIDE
         self.seen_rate = w.FloatLogSlider(description="base rate, seen", **rate)
         self.other_rate = w.FloatLogSlider(description="base rate, other", **rate)
+        self.base_rate = self.seen_rate.value  # as long as no slider is moved, probabilities are the Predictor's
         self.sliders = [self.threshold, self.temperature, self.seen_rate, self.other_rate]
-        return w.VBox([self.ranking, self.keep, *self.sliders])
+        notes = [w.HTML(render.message(note), layout={"width": "420px"}) for note in notes if note]
+        return w.VBox([self.ranking, self.keep, *self.sliders, *notes])
 
     def _results(self):
         self.look = w.ToggleButtons(layout={"width": "186px"}, style={"button_width": "180px"})
@@ -71,9 +79,12 @@ class WorstLabels(w.VBox):
         super().__init__([heading, self.worst, self.thumbnails, self.example])
 
     def show(self, part):
-        self.part = part
-        self.worst.options, self.worst.index = part.worst(), 0
+        self.part, worst = part, part.worst()
+        self.worst.options, self.worst.index = worst, 0 if worst else None
         self.show_examples()
+        if not worst:
+            self.thumbnails.value = render.message("no label of this ranking is in a test image")
+            self.example.options = ()
 
     def show_examples(self):
         if self.worst.value is not None:  # as it is for a moment, while the list changes
@@ -171,7 +182,7 @@ class Panel(Controls):
 
     def _show_scores(self):
         """All that depends on the probabilities."""
-        decision = Decision(*(slider.value for slider in self.sliders), self.predictor.calibration.base_rate)
+        decision = Decision(*(slider.value for slider in self.sliders), self.base_rate)
         names, probabilities = self._ranked(decision)
         predicted = [name for name, there in zip(names, probabilities >= decision.threshold) if there]
         carried = [] if self.number is None else self.split.targets[self.number].nonzero().flatten()
@@ -200,7 +211,8 @@ class Panel(Controls):
             marks = [[name in some for name in judged] for some in (set(predicted), true)]
             rows = [("this image", set_figures(*torch.tensor(marks, dtype=torch.bool)))]
         rows += [(f"{len(part.rows)} test images", decision.figures(part))]
-        best = f"F1@3 {self.best_three(part, decision.shifts):.1f} %; mAP {part.precisions.nanmean():.1f} %"
+        f1, precision = dashed(self.best_three(part, decision.shifts)), dashed(part.precisions.nanmean())
+        best = f"F1@3 {f1} %; mAP {precision} %"
         self.figures.value = render.figures(rows, f"best three of each test image: {best}, which no slider moves")
 
     def _show_attention(self):

@@ -33,7 +33,7 @@ def show(figure, alt, dpi=None, display=display):
 
 def scene_grid(split, labels, indices, columns=6):
     """Images of a split with their labels below, unseen ones marked with an asterisk."""
-    rows = -(-len(indices) // columns)
+    rows = max(1, -(-len(indices) // columns))
     figure, axes = _subplots(rows, columns, figsize=(1.7 * columns, 2.3 * rows), squeeze=False, subplot_kw=BARE)
     for axis, i in zip(axes.flat, indices):
         image, targets = split[i]
@@ -46,7 +46,7 @@ def scene_grid(split, labels, indices, columns=6):
 def label_frequencies(splits, labels):
     """How many images carry each label, most frequent first, on logarithmic axes (none: drawn at 0.5)."""
     figure, axes = _subplots(1, len(splits), figsize=(3.6 * len(splits), 2.8), sharey=True, squeeze=False)
-    kinds = ("seen", labels.seen_index, "-", SEEN), ("unseen", labels.unseen_index, "--", UNSEEN)
+    kinds = ("seen", labels.seen_index.numpy(), "-", SEEN), ("unseen", labels.unseen_index.numpy(), "--", UNSEEN)
     for axis, split in zip(axes.flat, splits):
         counts = split.targets.sum(0).numpy()
         for kind, index, style, colour in kinds:
@@ -54,7 +54,8 @@ def label_frequencies(splits, labels):
             if counts[index].any():
                 axis.loglog(ranks, values, style, color=colour, label=f"{kind} ({len(index)})")
         axis.set(title=f"{split.name}, {len(split)} images", xlabel="rank of the label")
-        axis.legend(frameon=False)
+        if counts.any():
+            axis.legend(frameon=False)
     axes[0, 0].set_ylabel("images")
     return figure
 
@@ -118,11 +119,14 @@ def curves(history):
 
 
 def metric_bars(results, key="map"):
-    """ZSL and GZSL figures of several models side by side. results: {model name: {"zsl": {...}, "gzsl": {...}}}."""
+    """ZSL and GZSL figures of several models side by side. results: {model name: {"zsl": {...}, "gzsl": {...}}}.
+
+    No bar for a figure that does not exist (missing, None or nan).
+    """
     figure, axis = _subplots(figsize=(6, 2.8))
     for i, (name, figures) in enumerate(results.items()):
         x = np.arange(2) + 0.8 * (i - (len(results) - 1) / 2) / len(results)
-        values = [figures[task][key] for task in ("zsl", "gzsl")]
+        values = np.array([figures.get(task, {}).get(key) for task in ("zsl", "gzsl")], dtype=float)
         bars = axis.bar(x, values, 0.75 / len(results), label=name, color=COLOURS[i % len(COLOURS)])
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     axis.set(xticks=range(2), xticklabels=["ZSL", "GZSL"], ylabel="mAP, %" if key == "map" else f"{key.upper()}, %")
@@ -134,7 +138,7 @@ def seed_points(results):
     """mAP of settings: a dot for a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}."""
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.3 * len(results)), sharey=True)
     for axis, task, colour in zip(axes, ("zsl", "gzsl"), (UNSEEN, SEEN)):
-        for row, values in enumerate(result[task] for result in results.values()):
+        for row, values in enumerate(np.array(result[task], dtype=float) for result in results.values()):
             axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, ms=5, mec="black", mew=0.4)
             axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black")
         axis.set(xlabel=f"{task.upper()} mAP, %")
@@ -147,13 +151,17 @@ def seed_points(results):
 def score_histogram(scores, targets, seen):
     """Scores [M, L] of true seen labels, true unseen labels and absent ones; the first `seen` labels are seen."""
     figure, axis = _subplots(figsize=(6, 2.6))
-    hist = partial(axis.hist, bins=np.linspace(scores.min().item(), scores.max().item(), 60), density=True)
+    hist = partial(axis.hist, bins=np.histogram_bin_edges(scores.numpy(), 59), density=True)
     for name, part, colour, hatch in (("seen", slice(seen), SEEN, None), ("unseen", slice(seen, None), UNSEEN, "//")):
         values = scores[:, part][targets[:, part]]
-        hist(values.numpy(), alpha=0.6, color=colour, hatch=hatch, label=f"true {name}, median {values.median():.2f}")
-    hist(scores[~targets].numpy(), histtype="step", color="black", linestyle=":", label="absent labels")
+        if len(values):
+            label = f"true {name}, median {values.median():.2f}"
+            hist(values.numpy(), alpha=0.6, color=colour, hatch=hatch, label=label)
+    if not targets.all():
+        hist(scores[~targets].numpy(), histtype="step", color="black", linestyle=":", label="absent labels")
     axis.set(xlabel="logit", ylabel="density")
-    axis.legend(frameon=False, fontsize=8)
+    if len(scores):
+        axis.legend(frameon=False, fontsize=8)
     return figure
 
 

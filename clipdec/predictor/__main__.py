@@ -60,7 +60,8 @@ def show(predictor, answers):
     print("\n\n".join(f"{photo}\n{answer_table(predictor, answer)}" for photo, answer in answers.items()))
     calibration = predictor.calibration
     rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
-    print(f"✓ predicted: at least {calibration.threshold:.3f}, the best F1 on val; {rate}")
+    basis = f"; {calibration.note}" if calibration.note else f", the best F1 on val; {rate}"
+    print(f"✓ predicted: at least {calibration.threshold:.3f}{basis}")
 
 
 def main(arguments=None):

@@ -102,9 +102,9 @@ class Predictor:
 
     def _answers(self, images, labels, top_k):
         answers = []
-        for probabilities in self.log_odds(images, labels).sigmoid() if images else []:
-            order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
-            answers.append([(labels[i], probabilities[i].item()) for i in order])
+        for odds in self.log_odds(images, labels).double() if images else []:  # single ones round to 1 from 17 on
+            order = odds.argsort(descending=True, stable=True)[:top_k].tolist()
+            answers.append([(labels[i], odds[i].sigmoid().item()) for i in order])
         return answers
 
     @torch.no_grad()

@@ -125,7 +125,7 @@ class Config:
     seed: int = setting("seed of everything random", SEED)
     device: str = setting("auto, cpu, cuda, ...", DEVICE)
     resume: bool = setting("go on from the last state in out_dir")
-    as_author: list = setting("points of the author's code to follow, between commas, or all that can be", POINTS)
+    as_author: list = setting("points of the author's code to follow, between commas (config.py: AS_AUTHOR)", POINTS)
 
     def __post_init__(self):
         preset = PRESETS["mini"] | PRESETS.get(self.preset, {})

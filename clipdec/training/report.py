@@ -1,7 +1,7 @@
 """The report of a model's scores, with and without what leaks between names, and its table."""
 
 from clipdec.labels import LabelSpace
-from clipdec.metrics import NAN, zsl_report
+from clipdec.metrics import zsl_report
 from clipdec.training.leakage import leakage
 
 HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
@@ -19,18 +19,25 @@ def full_report(scores, targets, labels, keep="all"):
 
 
 def result_table(metrics):
-    """The figures of metrics.json as a text table, in percent."""
+    """The figures of metrics.json as a text table, in percent; a dash where one does not exist."""
     columns = {"map": "mAP", "f1@3": "F1@3", "f1@5": "F1@5"}
     lines = [
         f"{'':14}" + "".join(f"{name:^24}" for name in HEADINGS.values()),
         f"{'':14}" + "".join(f"{name:>8}" for name in columns.values()) * len(HEADINGS),
     ]
     for name, report in (("CLIP-Decoder", metrics), ("raw CLIP", metrics.get("raw_clip", {}))):
-        figures = [report.get(task, {}).get(column, NAN) for task in HEADINGS for column in columns]
-        lines.append(f"{name:14}" + "".join(f"{value:8.1f}" for value in figures))
+        figures = [report.get(task, {}).get(column) for task in HEADINGS for column in columns]
+        lines.append(f"{name:14}" + "".join(f"{dashed(value):>8}" for value in figures))
     if protocol := metrics.get("protocol"):
         images = f"{protocol['test_images']} test images, keep={protocol['keep']}"
         without = f"{protocol['labels_without_positives']} labels without a positive left out"
         lines.append(f"{images}, {without}; {protocol['unseen_with_twin']} unseen labels have a seen twin")
+    note = metrics.get("calibration", {}).get("note")
+    lines += [note] if note else []
     lines += [f"left out: {part} ({reason})" for part, reason in metrics.get("left_out", {}).items()]
     return "\n".join(lines)
+
+
+def dashed(value, form=".1f"):
+    """A figure as text: a dash for nan or None, which stand for one that does not exist."""
+    return "–" if value is None or value != value else format(value, form)

@@ -21,7 +21,7 @@ from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.machine import duration, peak_memory_mb, versions
 from clipdec.training.processes import add_up, is_main, progress, rank_and_count, wait
-from clipdec.training.report import HEADINGS, full_report
+from clipdec.training.report import HEADINGS, dashed, full_report
 from clipdec.training.run_folder import RunFolder, full_disk_explained
 from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict, split_scores
 from clipdec.training.tokens import encoded
@@ -40,14 +40,15 @@ def fit(data, config, on_epoch=None):
     nearly as sums in another order do.
 
     The best epoch has the highest mean of two mAPs on val: of the labels in training, and of seen ones held out of it
-    (`hold_out`), which play the unseen ones.
+    (`hold_out`), which play the unseen ones. Where val has none of one kind the other counts, and without both the last
+    epoch is the best.
 
     Args:
         data: a Data.
         config: a Config. With `processes` it starts them itself; under `accelerate launch` it is one of them.
         on_epoch: called with the rows of history.csv so far after every epoch (not with `processes`).
 
-    Returns: the contents of metrics.json.
+    Returns: the contents of metrics.json, None (there null) in place of a figure that does not exist.
     Raises: FloatingPointError if the loss is no longer finite, OSError if the disk is full, FileExistsError if out_dir
     holds something else than a run, RuntimeError if another run writes to it, ValueError for settings that do not fit
     the data, or a state made of other data, weights or settings. What was there is kept then.
@@ -134,17 +135,17 @@ class Run:
         wait()  # until all have read it
         self.folder.save_model(model, self.about)
         best = position["epoch"] if "last_weights" in config.as_author else position["best"]["epoch"]
+        chosen_by = self._criterion() if math.isfinite(position["best"]["value"]) else "being the last"
         figures = evaluate(model, data, config)
         metrics = figures | self._figures_of_plain(figures) | {
             "data": str(config.data), "inputs": self.inputs, "config": config.as_dict(), "seed": config.seed,
             "epochs": position["epoch"],
-            "best_epoch": best, "chosen_by": self._criterion(), "clip_weight": round(model.clip_weight.item(), 6),
+            "best_epoch": best, "chosen_by": chosen_by, "clip_weight": round(model.clip_weight.item(), 6),
             "seconds": round(position["seconds"] + time.time() - self.began, 1),
             "peak_memory_mb": round(peak_memory_mb(config.device)), "processes": rank_and_count()[1],
             "versions": versions(),
         }  # fmt: skip
-        self.folder.write_json("metrics.json", metrics)
-        return metrics
+        return self.folder.write_json("metrics.json", metrics)
 
     def _figures_of_plain(self, figures):
         """With best_on_test the `figures` with P, R and F1 of the plain weights, as the author's code reports them."""
@@ -213,7 +214,8 @@ class Run:
         row |= {"images_per_s": speed, "memory_mb": peak_memory_mb(config.device)}
         groups = {"val_seen_map": self.asked} | ({"val_held_map": self.held} if len(self.held) else {})
         maps = self._maps(model, self.data.val, groups, self.val_kept)
-        row |= maps | {"val_map": sum(maps.values()) / len(maps)}
+        there = [value for value in maps.values() if math.isfinite(value)]
+        row |= maps | {"val_map": sum(there) / len(there) if there else math.nan}
         if "best_on_test" in config.as_author:
             row |= self._test_maps(model)
         return row | {"seconds": position["epoch_seconds"] + time.time() - began}
@@ -251,7 +253,7 @@ class Run:
         position |= {"epoch": epoch, "step": 0, "sums": {}, "images": 0, "epoch_seconds": 0.0}
         self._save()
         if is_main():
-            print("  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in UNPRINTED), flush=True)
+            print("  ".join(f"{k} {dashed(v, '.4g')}" for k, v in row.items() if k not in UNPRINTED), flush=True)
             if self.on_epoch:
                 self.on_epoch(position["history"])
 

@@ -5,6 +5,7 @@ training.
 import csv
 import errno
 import json
+import math
 import os
 import shutil
 from contextlib import contextmanager, suppress
@@ -63,6 +64,15 @@ def read_history(path):
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
+def without_nan(content):
+    """Dicts and lists with None, JSON's null, in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(content, dict):
+        return {name: without_nan(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 class InUse(RuntimeError):
     """Another run writes to the folder."""
 
@@ -113,9 +123,13 @@ class RunFolder:
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def write_json(self, name, content):
+        """Write `content`, and return it as it is read again: `without_nan`."""
+        content = without_nan(content)
         if self.main:
             with whole(self.path / name) as aside:
-                aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+                text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+                aside.write_text(text + "\n", encoding="utf8")
+        return content
 
     def save_model(self, model, about, name="checkpoint.safetensors"):
         """The weights that an evaluation loads; {name: dict} `about` is the file's metadata, as JSON."""

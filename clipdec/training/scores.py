@@ -22,8 +22,15 @@ CLIP_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def held_labels(labels, config):
-    """(indices of the seen labels asked in training, of those that a run's Config holds out of it to choose by)."""
-    return split_seen(labels, round(config.hold_out * len(labels.seen)), config.seed)
+    """(indices of the seen labels asked in training, of those that a run's Config holds out of it to choose by).
+
+    Raises ValueError if none would be left to train on.
+    """
+    count = round(config.hold_out * len(labels.seen))
+    if count == len(labels.seen):
+        found = f"hold_out {config.hold_out} keeps all seen labels ({count}) out of the training"
+        raise ValueError(f"{found}: choose a smaller one")
+    return split_seen(labels, count, config.seed)
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ class Store:
             array = self.array(name)
             value = np.ascontiguousarray(value, array.dtype)
             if self.folder is None:
-                array[rows] = value
+                array[rows.numpy()] = value  # numpy takes a tensor of one number for that number
                 continue
             with open(self.folder / f"{name}.npy", "r+b") as file:
                 for row, content in zip(rows.tolist(), value):

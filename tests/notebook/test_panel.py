@@ -254,12 +254,28 @@ def test_an_image_of_a_worst_label_is_opened(panel):
 
 def test_a_data_set_without_positives_or_without_unseen_labels():
     panel = Panel(FakePredictor(), FakeSplit(torch.zeros_like(TARGETS)), LABELS, RAW)
-    assert "no label of this ranking occurs" in panel.message.value
+    assert panel.message.value == "" and shown(panel) == LABELS.names[:TOP]
+    assert "no label of this ranking is in a test image" in panel.thumbnails.value and panel.example.options == ()
+    assert "F1@3 – %; mAP – %" in panel.figures.value and row(panel, "6 test images")[0] == 0
+    put(panel, keep="relevant")
+    assert row(panel, "0 test images") == pytest.approx([np.nan] * 3, nan_ok=True) and panel.message.value == ""
     panel = Panel(FakePredictor(), FakeSplit(), LabelSpace(LABELS.names, []), RAW)
     put(panel, asked="new", ranking="zsl")
     assert "no unseen labels" in panel.message.value
     put(panel, ranking="gzsl")
     assert panel.message.value == "" and shown(panel) == ["new"]
+
+
+@pytest.mark.parametrize("base_rate, shown_rate, words", [
+    (0.5, 0.501, ""), (0.1, 0.1, ""), (2e-5, 1.995e-5, ""), (0.99, 0.977, "99.0% of the images: base rates end at"),
+])  # fmt: skip
+def test_sliders_reach_the_base_rate_of_val(monkeypatch, base_rate, shown_rate, words):
+    monkeypatch.setattr(FakePredictor, "calibration", Calibration(2.0, 1.0, 0.6, base_rate, "not calibrated"))
+    panel = Panel(FakePredictor(), FakeSplit(), LABELS, RAW)
+    assert panel.seen_rate.value == panel.other_rate.value == pytest.approx(shown_rate, rel=1e-3)
+    html = "".join(str(widget.value) for widget in panel.controls.children[1].children)
+    assert "not calibrated" in html and words in html and ("base rates end" in html) == bool(words)
+    assert f">{1 / (1 + np.exp(-2)):.3f}<" in panel.bars.value  # as the Predictor says of its first label
 
 
 def test_an_empty_split_is_refused():

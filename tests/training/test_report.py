@@ -13,11 +13,14 @@ def test_result_table_prints_the_figures():
     figures = lambda start: {"map": start, "f1@3": start + 1, "f1@5": start + 2}
     metrics = {"zsl": figures(10.04), "zsl_without_twins": {}, "gzsl": figures(20)}
     metrics["raw_clip"] = {"zsl": figures(30), "zsl_without_twins": figures(5), "gzsl": figures(40.06)}
+    metrics["raw_clip"]["gzsl"] |= {"map": None, "f1@3": float("nan")}
+    metrics["calibration"] = {"note": "not calibrated"}
     metrics["protocol"] = {"keep": "relevant", "test_images": 77, "labels_without_positives": 5, "unseen_with_twin": 3}
-    head, columns, model, raw, foot = result_table(metrics).splitlines()
+    head, columns, model, raw, foot, note = result_table(metrics).splitlines()
     assert head.split() == "ZSL ZSL without twins GZSL".split() and columns.split() == 3 * ["mAP", "F1@3", "F1@5"]
-    assert model.split() == ["CLIP-Decoder", "10.0", "11.0", "12.0", "nan", "nan", "nan", "20.0", "21.0", "22.0"]
-    assert raw.split() == ["raw", "CLIP", "30.0", "31.0", "32.0", "5.0", "6.0", "7.0", "40.1", "41.1", "42.1"]
+    assert model.split() == ["CLIP-Decoder", "10.0", "11.0", "12.0", "–", "–", "–", "20.0", "21.0", "22.0"]
+    assert raw.split() == ["raw", "CLIP", "30.0", "31.0", "32.0", "5.0", "6.0", "7.0", "–", "–", "42.1"]
+    assert len(head) == len(columns) == len(model) == len(raw) and note == "not calibrated"
     said = ["77 test images", "keep=relevant", "5 labels", "3 unseen labels have a seen twin"]
     assert [text for text in said if text not in foot] == []
 

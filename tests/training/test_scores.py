@@ -14,7 +14,7 @@ from clipdec.training import scores
 from clipdec.training.build import build_model, uses_clip
 from clipdec.training.leakage import leakage
 from clipdec.training.report import result_table
-from clipdec.training.scores import choose_clip_weight, evaluate, predict, raw_clip_scores
+from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict, raw_clip_scores
 from clipdec.training.tokens import encoded
 
 
@@ -56,12 +56,12 @@ def test_evaluate_reports_model_and_raw_clip_on_the_same_images(tiny, loaded, ke
         assert report["raw_clip"][part] == pytest.approx(raw[part], abs=1e-4)
 
 
-@pytest.mark.parametrize("name, part, lost, nans", [
+@pytest.mark.parametrize("name, part, lost, dash", [
     ("raw_clip_scores", "raw_clip", {"raw_clip"}, 9),
     ("fit_calibration", "calibration", {"calibration"}, 0),
     ("seen_offset", "gzsl_calibrated", {"seen_offset", "gzsl_calibrated"}, 0),
 ])  # fmt: skip
-def test_what_cannot_be_computed_does_not_cost_the_run(train, tiny_run, tmp_path, monkeypatch, name, part, lost, nans):
+def test_what_cannot_be_computed_does_not_cost_the_run(train, tiny_run, tmp_path, monkeypatch, name, part, lost, dash):
     def fail(*_):
         raise RuntimeError("no such thing")
 
@@ -71,7 +71,18 @@ def test_what_cannot_be_computed_does_not_cost_the_run(train, tiny_run, tmp_path
     assert metrics.keys() == tiny_run[1].keys() - lost | {"left_out"}
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     table = result_table(metrics)
-    assert table.endswith(f"\nleft out: {part} (RuntimeError: no such thing)") and table.count(" nan") == nans
+    assert table.endswith(f"\nleft out: {part} (RuntimeError: no such thing)") and table.count(" –") == dash
+
+
+@pytest.mark.parametrize("share, held", [(0.0, 0), (0.1, 0), (0.5, 2), (0.9, None)])
+def test_some_seen_labels_must_be_left_to_train_on(settings, share, held):
+    labels, config = LabelSpace(["a", "b", "c", "d"], []), settings("unused", hold_out=share)
+    if held is None:
+        with pytest.raises(ValueError, match="hold_out 0.9 keeps all seen labels \\(4\\) out of the training"):
+            held_labels(labels, config)
+    else:
+        asked, out = held_labels(labels, config)
+        assert len(out) == held and sorted([*asked.tolist(), *out.tolist()]) == [0, 1, 2, 3]
 
 
 def test_names_without_a_letter_do_not_cost_the_run(tiny, train, tmp_path):
