@@ -31,7 +31,7 @@ def test_environment_and_project_name_the_same_packages():
 
 
 def test_the_notebooks_are_all_there():
-    assert {"01", "02", "03", "04", "05", "06", "07"} <= {p.name[:2] for p in NOTEBOOKS}
+    assert {"01", "02", "03", "04", "05", "06", "07", "08"} <= {p.name[:2] for p in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -45,6 +45,13 @@ def test_notebook_is_committed_as_it_ran(path):
     outputs = [o for c in code for o in c.outputs]
     assert outputs and "error" not in {o.output_type for o in outputs}
     assert not any("papermill" in c.metadata for c in notebook.cells)
+
+
+def test_readme_shows_the_claims_as_their_notebook_computes_them():
+    cells = read(ROOT / "notebooks" / "08_paper_and_code.ipynb").cells
+    tables = [o.data.get("text/markdown", "") for c in cells for o in c.get("outputs", []) if "data" in o]
+    (claims,) = (table for table in tables if "not tested here" in table)
+    assert claims in (ROOT / "README.md").read_text(encoding="utf8") and "+3.9" in claims and "+2.3" in claims
 
 
 def test_the_parameters_are_those_of_config():
