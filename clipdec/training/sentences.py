@@ -34,7 +34,7 @@ def unseen_shown(split, data):
     return shown
 
 
-def join(targets, names, config):
+def sentence_texts(targets, names, config):
     """Each image's sentence; targets [M, L] are those of the labels `names` [L]."""
     if "sentence_of_77_characters" not in config.as_author:
         return sentences(targets, names, config.prompt)
@@ -72,5 +72,5 @@ def trained_tower(config):
 
 def token_ids(split, labels, config, asked):
     """What a SentenceTower reads of each image's sentence, [M, T]: the names of the labels `asked`."""
-    joined = join(split.targets[:, asked], [labels.names[i] for i in asked], config)
+    joined = sentence_texts(split.targets[:, asked], [labels.names[i] for i in asked], config)
     return load_clip(sentence_tower(config)).tokenizer(joined)

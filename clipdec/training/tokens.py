@@ -19,7 +19,7 @@ from clipdec.training.build import label_queries, sentence_tower
 from clipdec.training.inputs import digest, text_key, tower_key
 from clipdec.training.pixels import Pixels
 from clipdec.training.processes import add_up, is_main, progress, rank_and_count, share, wait
-from clipdec.training.sentences import join
+from clipdec.training.sentences import sentence_texts
 
 
 class Store:
@@ -208,7 +208,7 @@ def encode_sentences(split, labels, config, asked=None, folder=None):
     if encoder is None:
         vectors = label_queries(config, names)
         return torch.cat([F.normalize(part.float() @ vectors, dim=-1) for part in targets.split(4096)])
-    joined = join(targets, names, config)
+    joined = sentence_texts(targets, names, config)
     row_of = {sentence: i for i, sentence in enumerate(dict.fromkeys(joined))}  # equal label sets are encoded once
     texts, width = list(row_of), encode_labels(["a"], encoder).shape[1]
     kept = folder / f"sentences-{digest(text_key(encoder), *texts)}" if folder else None
