@@ -2,6 +2,10 @@
 
 import ast
 import importlib
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 import typing
 from dataclasses import fields
@@ -72,3 +76,28 @@ def test_the_parameters_are_those_of_config():
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("[a-z]*.py")), ids=lambda p: p.stem)
 def test_benchmarks_find_what_they_import(path):
     importlib.import_module(f"benchmarks.{path.stem}")
+
+
+@pytest.mark.parametrize("where, verdict", [
+    ("Path(__file__).parent", "changed while the tests ran: kept.txt, runs, runs/emoji, runs/emoji/metrics.json"),
+    ("Path(os.environ['CLIPDEC_HOME'])", "2 passed"),
+])  # fmt: skip
+def test_a_test_that_changes_the_checkout_fails(tmp_path, where, verdict):
+    """As notebook 04 would, which by default trains into runs/emoji."""
+    assert Config().path("out_dir") == Path(os.environ["CLIPDEC_HOME"]).resolve() / "runs" / "emoji"
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "kept.txt").write_text("as it was")
+    test = f"""
+import os
+from pathlib import Path
+
+def test_one():
+    run = {where} / "runs" / "emoji"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text("{{}}")
+    ({where} / "kept.txt").write_text("not as it was")
+"""
+    (tmp_path / "test_one.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert verdict.replace("/", os.sep) in done.stdout and (done.returncode == 0) == verdict.endswith("passed")

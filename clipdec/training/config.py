@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from clipdec.data import HOME
+from clipdec.data import at_home
 
 PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
 
@@ -185,7 +185,7 @@ class Config:
     def path(self, name):
         """The path in setting `name`, from HOME, or None."""
         value = getattr(self, name)
-        return None if value is None else HOME / Path(value).expanduser()
+        return None if value is None else at_home(value)
 
 
 def read_settings(path):

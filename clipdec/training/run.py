@@ -5,11 +5,8 @@ import math
 import os
 import time
 
-import accelerate
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_model
-from torch.distributed.elastic.utils.distributed import get_free_port
 
 from clipdec.metrics import average_precision
 from clipdec.training.accelerated import AcceleratedTrainer
@@ -20,7 +17,7 @@ from clipdec.training.config import without_switches
 from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.machine import duration, peak_memory_mb, versions
-from clipdec.training.processes import add_up, is_main, progress, rank_and_count, wait
+from clipdec.training.processes import add_up, is_main, join, launch, progress, rank_and_count, wait
 from clipdec.training.report import HEADINGS, dashed, full_report
 from clipdec.training.run_folder import RunFolder, full_disk_explained
 from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict, split_scores
@@ -54,11 +51,14 @@ def fit(data, config, on_epoch=None):
     the data, or a state made of other data, weights or settings. What was there is kept then.
     """
     if config.processes > 1 and "LOCAL_RANK" not in os.environ:
-        AcceleratorState._reset_state(reset_partial_state=True)  # left by a run in this process, in the launcher's way
-        options = {"num_processes": config.processes, "use_port": str(get_free_port())}
-        accelerate.notebook_launcher(fit, (data, config), **options)
-        return json.loads((config.path("out_dir") / "metrics.json").read_text())
-    accelerate.PartialState(cpu=config.device == "cpu")  # joins the other processes, if there are any
+        launch(config.processes, config.device == "cpu", _fit, data, config)
+        return json.loads((config.path("out_dir") / "metrics.json").read_text(encoding="utf8"))
+    return _fit(data, config, on_epoch)
+
+
+def _fit(data, config, on_epoch=None):
+    """`fit` in this process, which may be one of several."""
+    join(config.device == "cpu")
     folder = RunFolder(config.path("out_dir"), is_main())
     try:
         with full_disk_explained(folder.path):

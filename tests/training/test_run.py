@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES
-from helpers import assert_equal, at_step, files, history, results, save_vectors, spy, timm_file
+from helpers import SIZES, assert_equal, at_step, files, history, results, save_vectors, spy, timm_file
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
