@@ -96,18 +96,21 @@ def write_report(out):
 
 def _systems(rows, differences):
     seeds, protocol = len(by(rows, "seed")), rows[0]["protocol"]
+    author = "clip_decoder_author" in dict(by(rows, "system"))
+    but = ", except the epoch in the row of the author's code, as that code does" if author else ""
     about = f"""\
 Written by `make results`; `python -m clipdec.comparison --help` says how on other data. Figures in percent, \
 mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test images, keep={protocol["keep"]}, \
 {protocol["labels_without_positives"]} labels without a positive left out. Epochs, weights and offsets are chosen \
-on val, by labels held out of the training and labels in it; test labels choose nothing."""
+on val, by labels held out of the training and labels in it; test labels choose nothing{but}."""
     if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
         about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
         "## Differences of mAP", "Paired by seed and image. The interval is that of the mean over the seeds when the "
-        "test images are drawn again (bootstrap, 500 draws).", difference_table(differences),
+        "test images are drawn again (bootstrap, 500 draws); the seeds are taken as given.",
+        difference_table(differences),
         "## GZSL with an offset between seen and unseen labels",
         "mAP does not change: it ranks images, one label at a time.", calibration_table(rows),
     ]  # fmt: skip

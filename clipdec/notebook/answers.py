@@ -97,3 +97,12 @@ def reliability(probabilities, targets, bins=10):
     count = torch.bincount(bin_of, minlength=bins)
     sums = [torch.bincount(bin_of, values.flatten().double(), minlength=bins) for values in (probabilities, targets)]
     return sums[0] / count, sums[1] / count, count
+
+
+def mean_gap(probabilities, targets, least=0.0):
+    """Mean gap between probability and share over the pairs of image and label with at least the probability `least`,
+    in points; nan without such a pair. Where nearly all pairs are negatives, 0 everywhere has a small gap over all.
+    """
+    some = probabilities >= least
+    mean, share, count = reliability(probabilities[some], targets[some])
+    return 100 * ((count * (mean - share).abs()).nan_to_num().sum() / count.sum()).item()

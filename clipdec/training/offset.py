@@ -7,8 +7,8 @@ OFFSETS = torch.arange(-100, 101) / 20  # logits from -5 to 5
 
 def seen_offset(logits, targets, unseen, k=3):
     """What to take off the logits of seen labels before they are ranked with unseen ones (calibrated stacking: Chao et
-    al., ECCV 2016). In one list seen labels crowd unseen ones out of an image's best k. The offset is the one with the
-    highest harmonic mean of R@k of the seen and R@k of the unseen labels; of several, the smallest.
+    al., ECCV 2016). In one list an unseen label has all seen ones as rivals for an image's best k. The offset is the
+    one with the highest harmonic mean of R@k of the seen and R@k of the unseen labels; of several, the smallest.
 
     Args: logits, targets, [M, L] of images that are not those of the test; unseen, bool [L], the labels held out of the
         training, which play the unseen ones.

@@ -23,8 +23,10 @@ def softmax_scores(data, config):
 
 
 def patch_scores(data, config):
-    """Cosine of each label's text vector with an image's best patch (MaskCLIP, Zhou et al., ECCV 2022), [M, L].
+    """Cosine of each label's text vector with an image's best patch, [M, L].
 
+    The tokens of the last layer go through the projection as they are. MaskCLIP (Zhou et al., ECCV 2022) also replaces
+    the last attention by its value path, which is not done here.
     Raises ValueError if the CLIP's image tower has no projection for its patches (it is not a plain ViT).
     """
     tower, projection = ImageTower(config.text_tower), patch_projection(config)
