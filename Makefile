@@ -17,7 +17,8 @@ demo: data
 	@$(BIN)/python -c "import json; from clipdec.training.report import result_table; print(result_table(json.load(open('runs/emoji/metrics.json'))))"
 
 # Two processes of one thread: the unit tests, and the notebooks, which train the run that the browser then looks at.
-test: $(VENV)/.installed-test data
+# Each writes to a folder of its own, so that data/ and runs/ stay as they are (conftest.py).
+test: $(VENV)/.installed-test
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-units test-pages
 
 test-units:

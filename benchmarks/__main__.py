@@ -49,7 +49,7 @@ def main():
         turns = "Times that are compared were measured in turns, in one run."
         text = ["# Benchmarks", "", printed, turns, ""]
         table = ["| measured | figure | of which |", "|---|---|---|", *rows]
-        (Path(__file__).parent / "results.md").write_text("\n".join(text + table) + "\n")
+        (Path(__file__).parent / "results.md").write_text("\n".join(text + table) + "\n", encoding="utf8")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import torch
 
 from benchmarks.timing import side_by_side
 from clipdec import Predictor, load_data
-from clipdec.data import DATA
+from clipdec.data import HOME
 from clipdec.notebook.panel import Panel
 from clipdec.training.scores import split_scores
 
-RUN = DATA.parent / "runs" / "emoji"
+RUN = HOME / "runs" / "emoji"
 
 
 def figures(device):

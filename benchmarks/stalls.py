@@ -7,13 +7,14 @@ Widgets that wait for messages of their own can hang a headless run now and then
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,11 +25,13 @@ def run(folder, seconds):
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, out]
     began = time.time()
     with open(Path(folder) / "log.txt", "w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = psutil.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
             code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+        except psutil.TimeoutExpired:
+            for each in [*process.children(recursive=True), process]:
+                each.kill()
+            process.wait()
             return "stalled", time.time() - began
     return ("passed" if code == 0 else "failed"), time.time() - began
 

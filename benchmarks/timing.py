@@ -2,9 +2,10 @@
 
 import multiprocessing
 import re
-import resource
 import time
 from pathlib import Path
+
+from clipdec.training.memory import peak_resident_mb
 
 
 def side_by_side(functions, rounds=5):
@@ -28,7 +29,9 @@ def both_clocks(functions, rounds=5):
 
 
 def peak_memory(function, *args):
-    """Peak memory in MB of a fresh process that calls function(*args), or of the largest that it starts."""
+    """Peak memory in MB of a fresh process that calls function(*args), or of the largest that it starts (which Windows
+    does not tell).
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(theirs, function, args))
@@ -41,9 +44,7 @@ def peak_memory(function, *args):
 
 def _measure(pipe, function, args):
     function(*args)
-    status = Path("/proc/self/status")  # ru_maxrss of a process starts at that of the one that started it
-    if status.is_file():
-        own = int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
-    else:
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe.send(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1e3)
+    status = Path("/proc/self/status")  # Linux's own figure starts at the peak of the process that started this one
+    high = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    own = int(high[1]) * 1024 / 1e6 if high else peak_resident_mb()
+    pipe.send(max(own, peak_resident_mb(children=True)))

@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ROOT = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()  # where relative paths start
 HOME = Path(os.environ.get("CLIPDEC_HOME") or ROOT).expanduser().resolve()  # where data/ and runs/ are
 DATA = HOME / "data"
+at_home = lambda path: HOME / Path(path).expanduser()
 PREPARE = {"emoji": "python -m data_prep.emoji_scenes"}  # how a data set known by name is prepared
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, weights=None):
+def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, weights=None, detach_focus=False):
     """L_c, the asymmetric loss of Ridnik et al., ICCV 2021: summed over labels, mean over images.
 
     With p = sigmoid(logit) and p_m = max(p - clip, 0), a positive costs -(1 - p)^gamma_pos log p
@@ -16,13 +16,15 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, weight
         gamma_neg, gamma_pos: focusing exponents.
         clip: probability below which a negative costs nothing.
         weights: [L], what the cost of each label is multiplied with, such as the labels that a sampled one stands for.
+        detach_focus: the focusing weights, (1 - p)^gamma_pos and p_m^gamma_neg, are constants to the gradient.
     """
     logits, targets = logits.float(), targets.to(torch.float32)
     p = logits.sigmoid()
     p_m = (p - clip).clamp(min=0)
-    positive = -F.logsigmoid(logits) * (1 - p) ** gamma_pos
+    focus, focus_m = (p.detach(), p_m.detach()) if detach_focus else (p, p_m)
+    positive = -F.logsigmoid(logits) * (1 - focus) ** gamma_pos
     # log(1 - p_m); without clipping by logsigmoid, which stays exact where p rounds to 1
-    negative = -(torch.log1p(-p_m) if clip else F.logsigmoid(-logits)) * p_m**gamma_neg
+    negative = -(torch.log1p(-p_m) if clip else F.logsigmoid(-logits)) * focus_m**gamma_neg
     cost = torch.where(targets > 0, positive, negative)  # [B, L]
     return (cost if weights is None else cost * weights).sum() / len(logits)
 
@@ -51,17 +53,18 @@ class CombinedLoss(nn.Module):
     """L = alpha * L_clip + beta * L_c.
 
     forward returns (L, L_c, L_clip), the last two without their weights. A term of weight 0 is not computed and is 0.
-    Without `mask_equal`, images that share a label set are negatives of each other in L_clip, as in the author's code.
+    As in the author's code: without `mask_equal`, images that share a label set are negatives of each other in L_clip;
+    with `detach_focus`, the focusing weights of L_c have no gradient.
     """
 
-    def __init__(self, alpha=1.0, beta=1.0, mask_equal=True):
+    def __init__(self, alpha=1.0, beta=1.0, mask_equal=True, detach_focus=False):
         super().__init__()
-        self.alpha, self.beta, self.mask_equal = alpha, beta, mask_equal
+        self.alpha, self.beta, self.mask_equal, self.detach_focus = alpha, beta, mask_equal, detach_focus
 
     def forward(self, logits, targets, image_vectors, text_vectors, logit_scale, label_sets=None, weights=None):
         """As the two losses; `label_sets` are the targets of L_clip, by default `targets`; `weights` those of L_c."""
         zero = logits.new_zeros(())
-        l_c = asymmetric_loss(logits, targets, weights=weights) if self.beta else zero
+        l_c = asymmetric_loss(logits, targets, weights=weights, detach_focus=self.detach_focus) if self.beta else zero
         label_sets = (targets if label_sets is None else label_sets) if self.mask_equal else None
         l_clip = alignment_loss(image_vectors, text_vectors, logit_scale, label_sets) if self.alpha else zero
         return self.alpha * l_clip + self.beta * l_c, l_c, l_clip

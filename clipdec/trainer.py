@@ -23,18 +23,20 @@ class Trainer:
         clip_grad: largest norm of the gradient; 0: not clipped.
         ema_decay: decay of `average`, the moving average of the weights, which is what is evaluated.
         label_samples, weight_samples: as count and weighted of `sample_labels`.
+        further: parameters trained beside the model's, not decayed and no part of the average.
     """
 
     def __init__(
         self, model, steps, loss=None, optimiser="adamw", lr=1e-3, weight_decay=1e-2, clip_grad=0.0, ema_decay=0.99,
-        label_samples=0, weight_samples=False,
+        label_samples=0, weight_samples=False, further=(),
     ):  # fmt: skip
         self.model, self.loss = model, loss or CombinedLoss()
         self.clip_grad, self.label_samples, self.weight_samples = clip_grad, label_samples, weight_samples
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+        own = [p for p in model.parameters() if p.requires_grad]
+        self.trained = [*own, *further]
         groups = [
-            {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [*(p for p in own if p.ndim <= 1), *further], "weight_decay": 0.0},
         ]
         self.optimiser = OPTIMISERS[optimiser](groups, lr=lr)
         warm_up = 0.2 + 1e-9  # exactly 0.2 divides by 0 in a run of 5 steps

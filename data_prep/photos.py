@@ -45,13 +45,14 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
     """Prepare photos for zero-shot training in the folder args.out.
 
     Train keeps the images that carry a seen label, and of their labels the seen ones; a part of it becomes val. Test
-    keeps every image and all of its labels.
+    keeps every image and all of its labels. With `keep_unseen`, labels.json lists the unseen ones of train images too.
 
     Args:
-        args: the options that all scripts share: out, size, val, seed, workers, max_missing.
+        args: the options that all scripts share: out, size, val, seed, workers, max_missing, keep_unseen.
         splits: {"train": [(name, label names)], "test": ...}; a name is a path below `root`, or whatever `load` reads.
         source, licence: kept in labels.json.
-        load: for images that are not files, see `write`; val is then the end of train, so that a stream is read once.
+        load: for images that are not files, see `write`; it names those of train "train <name>". Val is then the end
+            of train, so that a stream is read once.
     """
     index = {name: i for i, name in enumerate([*seen, *unseen])}
     codes = lambda names: sorted({index[name] for name in names if name in index})
@@ -67,14 +68,18 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
     plan = {"train": [row for i, row in enumerate(train) if i not in held], "val": [train[i] for i in sorted(held)]}
     plan["test"] = test
     unused = len(shown) - len(train)
-    showing = sum(min(labels) < len(seen) <= max(labels) for _, labels in shown if labels)
-    untold = f"{showing} of the used ones also show an unseen label, which training is not told"
+    showing = [(name, labels) for name, labels in shown if labels and min(labels) < len(seen) <= max(labels)]
+    untold = f"{len(showing)} of the used ones also show an unseen label, which training is not told"
     print(f"train: {unused} images without a seen label are not used; {untold}")
     items, missing = _find(plan, Path(root).expanduser().absolute()) if root else (plan, [])
     sizes = [os.path.getsize(file) for rows in items.values() for _, file, _ in rows] if root else []
     info = {"seen": list(seen), "unseen": list(unseen), "source": source, "licence": licence, "format": FORMAT}
     info |= {"size": args.size, "seed": args.seed, "val": args.val}
-    info |= {"train_without_seen_label": unused, "train_showing_unseen": showing, "missing": len(missing)}
+    info |= {"train_without_seen_label": unused, "train_showing_unseen": len(showing), "missing": len(missing)}
+    if args.keep_unseen:
+        stored = (lambda name: f"train {name}") if load else (lambda name: PurePosixPath(name).as_posix())
+        names = {stored(name): [unseen[i - len(seen)] for i in labels if i >= len(seen)] for name, labels in showing}
+        info["unseen_in_train"] = names  # read by clipdec/training/sentences.py
     info["records"] = hashlib.sha256(repr((items, sizes)).encode()).hexdigest()  # which images with which labels
     make = partial(make_row, size=args.size)
     return write(args.out, info, items, make, args.workers, load=load, left_out=missing, max_missing=args.max_missing)
@@ -115,6 +120,8 @@ def parser(doc, out=None, max_missing=10.0):
     options.add_argument("--seed", type=script.seed, default=0, help="seed of every random choice")
     readers = os.cpu_count() or 1
     options.add_argument("--workers", type=script.count, default=readers, help="processes that read images")
+    told = "also keep the unseen labels of train images, for sentences as the author's code makes them (as_author)"
+    options.add_argument("--keep-unseen", action="store_true", help=told)
     percent = "percent of the images that may be missing or unreadable"
     options.add_argument("--max-missing", type=script.percent, default=max_missing, help=percent)
     return options

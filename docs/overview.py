@@ -6,12 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import clipdec
-from clipdec.data import DATA
+from clipdec.data import HOME
 from clipdec.notebook import plots
 
 SCENE = 3
 data = clipdec.load_data("emoji")
-predictor = clipdec.Predictor.load(DATA.parent / "runs" / "emoji", base_rate=0.02)  # about that of unseen labels
+predictor = clipdec.Predictor.load(HOME / "runs" / "emoji", base_rate=0.02)  # about that of unseen labels
 image, targets = data.test[SCENE]
 true = [data.labels.names[i] for i in targets.nonzero().flatten()]
 top = predictor(image, data.labels.unseen, top_k=9)

@@ -1,17 +1,12 @@
-"""What the tests share: a small prepared data set and short runs on it. Nothing here or in them needs a network."""
-
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub and datasets are imported, so before all else
-os.environ["HF_DATASETS_OFFLINE"] = "1"
+"""What the tests share: a small prepared data set and short runs on it."""
 
 import pytest
 import torch
+from helpers import SIZES
 
 import clipdec
 from data_prep import emoji_scenes
 
-SIZES = {"train": 120, "val": 30, "test": 60}
 SHORT = {"embed_dim": 16, "epochs": 1, "batch_size": 32, "label_samples": 16, "device": "cpu"}
 
 
@@ -45,8 +40,3 @@ def tiny_run(train, tmp_path_factory):
     """(run folder, contents of metrics.json) of a run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     return folder, train(folder, epochs=2)
-
-
-def pytest_collection_modifyitems(items):
-    """The browser comes last: by then the notebooks have trained the run that it looks at."""
-    items.sort(key=lambda item: item.path.name == "test_browser.py")

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -15,10 +16,23 @@ from clipdec.training.__main__ import main
 from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.run_folder import read_history as history  # noqa: F401
 
+SIZES = {"train": 120, "val": 30, "test": 60}  # of the small data set
 ROOT = Path(__file__).resolve().parents[1]
-processes = multiprocessing.get_context("forkserver")  # each is forked from one that has imported all, and done nothing
-processes.set_forkserver_preload(["clipdec.training.__main__"])
+METHODS = multiprocessing.get_all_start_methods()
+START_METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
+processes = multiprocessing.get_context(START_METHOD)
+if START_METHOD == "forkserver":  # each is forked from one that has imported all, and done nothing
+    processes.set_forkserver_preload(["clipdec.training.__main__"])
+needs_fork = pytest.mark.skipif("fork" not in METHODS, reason="this system forks no processes")
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+
+
+def wait_until(ready, running=lambda: True):
+    """Return once `ready()`. Ten minutes, more than the busiest machine takes, guard against hanging."""
+    end = time.monotonic() + 600
+    while not ready():
+        assert running() and time.monotonic() < end, "what was waited for does not come"
+        time.sleep(0.05)
 
 
 def results(metrics):
@@ -28,9 +42,9 @@ def results(metrics):
 
 
 def command_line(folder):
-    """`python -m clipdec.training` on the run.json in a folder; what it prints is added to printed.txt there."""
-    with open(folder / "printed.txt", "a") as file, redirect_stdout(file):
-        main(["--config", str(folder / "run.json")])
+    """`python -m clipdec.training` on the JSON file beside a run folder; what it prints is added to a .txt there."""
+    with open(folder.with_suffix(".txt"), "a", encoding="utf8") as file, redirect_stdout(file):
+        main(["--config", str(folder.with_suffix(".json"))])
 
 
 def spy(monkeypatch, owner, name, before=None):

@@ -17,11 +17,13 @@ def case(images=6, labels=9, spread=2.0):
     return spread * torch.randn(images, labels), torch.rand(images, labels) < 0.3
 
 
+@pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize("gammas", GAMMAS, ids=str)
-def test_asymmetric_loss_and_its_gradient_equal_timm(gammas):
+def test_asymmetric_loss_and_its_gradient_equal_timm(gammas, detach):
     logits, targets = case()
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss, timm_loss = asymmetric_loss(ours, targets, *gammas), AsymmetricLossMultiLabel(*gammas)
+    timm_loss = AsymmetricLossMultiLabel(*gammas, disable_torch_grad_focal_loss=detach)
+    loss = asymmetric_loss(ours, targets, *gammas, detach_focus=detach)
     # one image at a time: sum over labels in every version of timm, whatever it does with a batch
     reference = sum(timm_loss(theirs[i : i + 1], targets[i : i + 1].float()) for i in range(len(logits))) / len(logits)
     loss.backward()

@@ -1,6 +1,7 @@
 """Notebooks with other parameters than their defaults (which run under --nbval): photos with labels of one's own."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -47,8 +48,8 @@ def printed(*notebooks):
         sources = [cell.source for cell in cells if cell.cell_type == "code"]
         joined.cells += [nbformat.v4.new_code_cell(source) for source in (*sources, "%reset -f")]
         joined.metadata = node.metadata
-    texts = [""]
-    for cell in papermill.execute_notebook(joined, None, cwd=str(ROOT), progress_bar=False).cells:
+    texts, options = [""], {"cwd": str(ROOT), "progress_bar": False, "start_timeout": 600}
+    for cell in papermill.execute_notebook(joined, None, **options).cells:
         texts[-1] += "".join(o.text for o in cell.get("outputs", []) if o.output_type == "stream")
         if cell.source == "%reset -f":
             texts.append("")
@@ -64,10 +65,15 @@ def test_notebooks_on_any_data(photos, tmp_path):
         "label_embeddings": save_vectors(tmp_path / "vectors.npz", list(COLOURS), vectors),
     }  # fmt: skip
     run = {"run_folder": settings["out_dir"]}
-    notebooks = ("01", {"data": photos}), ("04", settings), ("05", run), ("05", run | {"data": f"{photos}/"})
-    splits, _, own, other = printed(*notebooks)
+    other = shutil.copytree(photos, tmp_path / "other", ignore=lambda *_: ["tokens"])
+    names = json.loads((other / "labels.json").read_text())
+    names |= {"seen": names["seen"][:-1], "unseen": [names["seen"][-1], *names["unseen"]]}  # what was trained is unseen
+    (other / "labels.json").write_text(json.dumps(names))
+    notebooks = ("01", {"data": photos}), ("04", settings), ("05", run), ("05", run | {"data": str(other)})
+    splits, _, own, moved = printed(*notebooks)
     assert "photos of photos" in splits and "2 unseen" in splits and "red roof (word)" in splits
     protocol = json.loads((tmp_path / "run" / "metrics.json").read_text())["protocol"]
     assert protocol["test_images"] > 20 and protocol["unseen_with_twin"] == 1
     assert "the recomputed figures are those of metrics.json" in own and "the panel answers" in own
-    assert "the recomputed figures" not in other and "the panel answers" in other
+    assert "the recomputed figures" not in moved and "the panel answers" in moved
+    assert "other data than the run was trained on" in moved and "1 labels that are unseen here were seen" in moved

@@ -2,6 +2,10 @@
 
 import ast
 import importlib
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 import typing
 from dataclasses import fields
@@ -27,7 +31,7 @@ def test_environment_and_project_name_the_same_packages():
 
 
 def test_the_notebooks_are_all_there():
-    assert {"01", "02", "03", "04", "05", "06", "07"} <= {p.name[:2] for p in NOTEBOOKS}
+    assert {"01", "02", "03", "04", "05", "06", "07", "08"} <= {p.name[:2] for p in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -41,6 +45,13 @@ def test_notebook_is_committed_as_it_ran(path):
     outputs = [o for c in code for o in c.outputs]
     assert outputs and "error" not in {o.output_type for o in outputs}
     assert not any("papermill" in c.metadata for c in notebook.cells)
+
+
+def test_readme_shows_the_claims_as_their_notebook_computes_them():
+    cells = read(ROOT / "notebooks" / "08_paper_and_code.ipynb").cells
+    tables = [o.data.get("text/markdown", "") for c in cells for o in c.get("outputs", []) if "data" in o]
+    (claims,) = (table for table in tables if "not tested here" in table)
+    assert claims in (ROOT / "README.md").read_text(encoding="utf8") and "+3.9" in claims and "+2.3" in claims
 
 
 def test_the_parameters_are_those_of_config():
@@ -65,3 +76,28 @@ def test_the_parameters_are_those_of_config():
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("[a-z]*.py")), ids=lambda p: p.stem)
 def test_benchmarks_find_what_they_import(path):
     importlib.import_module(f"benchmarks.{path.stem}")
+
+
+@pytest.mark.parametrize("where, verdict", [
+    ("Path(__file__).parent", "changed while the tests ran: kept.txt, runs, runs/emoji, runs/emoji/metrics.json"),
+    ("Path(os.environ['CLIPDEC_HOME'])", "2 passed"),
+])  # fmt: skip
+def test_a_test_that_changes_the_checkout_fails(tmp_path, where, verdict):
+    """As notebook 04 would, which by default trains into runs/emoji."""
+    assert Config().path("out_dir") == Path(os.environ["CLIPDEC_HOME"]).resolve() / "runs" / "emoji"
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "kept.txt").write_text("as it was")
+    test = f"""
+import os
+from pathlib import Path
+
+def test_one():
+    run = {where} / "runs" / "emoji"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text("{{}}")
+    ({where} / "kept.txt").write_text("not as it was")
+"""
+    (tmp_path / "test_one.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert verdict.replace("/", os.sep) in done.stdout and (done.returncode == 0) == verdict.endswith("passed")

@@ -20,8 +20,8 @@ run.json holds a preset and any of these settings, {"preset": "clip", "epochs": 
 
 
 def main(arguments=None):
-    settings = "\n".join(f"  {setting.name:24}{setting.metadata['help']}" for setting in fields(Config))
-    points = "\n".join(f"  {name:24}{meaning}" for name, meaning in AS_AUTHOR.items())
+    settings = "\n".join(f"  {setting.name:26}{setting.metadata['help']}" for setting in fields(Config))
+    points = "\n".join(f"  {name:26}{meaning}" for name, meaning in AS_AUTHOR.items())
     parser = argparse.ArgumentParser(
         prog="python -m clipdec.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{EXAMPLES}{settings}\n\nnames of as_author, what the author's code does:\n{points}",

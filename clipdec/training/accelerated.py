@@ -12,22 +12,27 @@ from torch import nn
 from clipdec.trainer import Trainer, sample_labels
 from clipdec.training.build import build_loss
 from clipdec.training.processes import add_up, gather, rank_and_count, share
+from clipdec.training.sentences import trained_tower
 
 
 class Objective(nn.Module):
-    """Model and loss in one module, so that the mixed precision and the gradient exchange of accelerate cover both."""
+    """Model, loss and, where it is trained, the text tower of the sentences in one module, so that the mixed precision
+    and the gradient exchange of accelerate cover all.
+    """
 
-    def __init__(self, model, loss):
+    def __init__(self, model, loss, sentence_tower):
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.sentence_tower = model, loss, sentence_tower
 
     def forward(self, images, queries, sentences, targets, label_sets, weights):
         """(L, L_c, L_clip) of this process's share of a batch; the mean over the processes is that of the batch.
 
-        Args: images, pixels [b, 3, H, W] or tokens [b, N, C], sentences [b, S] and targets [b, K] of this process;
-            queries [K, D] and weights [K] of the labels decoded; label_sets, targets [B, L] of the images of all
-            processes, which are the negatives of L_clip.
+        Args: images, pixels [b, 3, H, W] or tokens [b, N, C], sentences [b, S] (token ids [b, T] where their
+            tower is trained) and targets [b, K] of this process; queries [K, D] and weights [K] of the labels decoded;
+            label_sets, targets [B, L] of the images of all processes, which are the negatives of L_clip.
         """
+        if self.sentence_tower:
+            sentences = self.sentence_tower(sentences)
         logits, image, text = self.model(images, queries, sentences)
         with torch.autocast(logits.device.type, enabled=False):
             image, text = (gather(vectors.float(), len(label_sets)) for vectors in (image, text))
@@ -47,19 +52,23 @@ class AcceleratedTrainer(Trainer):
         names = ("optimiser", "lr", "weight_decay", "clip_grad", "ema_decay", "label_samples", "weight_samples")
         if rank_and_count()[1] > 1 and config.device != "cpu":
             timm.layers.convert_sync_batchnorm(model)
-        super().__init__(model, steps, build_loss(config), **{name: getattr(config, name) for name in names})
+        self.sentence_tower = trained_tower(config)
+        options = {name: getattr(config, name) for name in names}
+        further = [*self.sentence_tower.parameters()] if self.sentence_tower else []
+        super().__init__(model, steps, build_loss(config), further=further, **options)
         self.device, self.accumulate = config.device, config.accumulate
         AcceleratorState._reset_state(rank_and_count()[1] == 1)  # it would keep device and precision of an earlier run
-        unused = config.train_image_tower or not (config.alpha and config.beta)  # weights that the loss may not reach
+        unused = config.train_image_tower or further or not (config.alpha and config.beta)  # weights, by the loss
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=precision(config),
             device_placement=False,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(unused))],
         )
         if config.compile:
             model.compile()
-        self.objective, self.optimiser = self.accelerator.prepare(Objective(model, self.loss), self.optimiser)
+        objective = Objective(model, self.loss, self.sentence_tower)
+        self.objective, self.optimiser = self.accelerator.prepare(objective, self.optimiser)
 
     def gradients(self, images, queries, sentences, targets):
         """As the Trainer's; `images` are this process's parts (see `parts`), the other arguments those of all
@@ -109,14 +118,18 @@ class AcceleratedTrainer(Trainer):
 
     def state(self):
         """All that a run needs to go on from here."""
-        parts = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimiser", "schedule")}
+        parts = {k: getattr(self, k).state_dict() for k in self._parts()}
         return parts | {"scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}}
 
     def load(self, state):
-        for k in ("model", "average", "optimiser", "schedule"):
+        for k in self._parts():
             getattr(self, k).load_state_dict(state[k])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _parts(self):
+        """Names of the parts that have a state."""
+        return ["model", "average", "optimiser", "schedule"] + (["sentence_tower"] if self.sentence_tower else [])
 
 
 def precision(config):

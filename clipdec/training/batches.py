@@ -8,11 +8,14 @@ from torch.utils.data import DataLoader
 
 from clipdec.training.pixels import Pixels, augmented
 from clipdec.training.processes import rank_and_count, share
+from clipdec.training.sentences import token_ids, told
 from clipdec.training.tokens import encode_sentences, encoded, token_folder
 
 
 class TrainingImages:
-    """The images of a run's training, with their targets [M, L] and sentences [M, S]; `steps` batches are an epoch.
+    """The images of a run's training, with their targets [M, L] and sentences; `steps` batches are an epoch.
+
+    `sentences` are vectors [M, S], or where their text tower is trained, token ids [M, T].
 
     Args: data, a Data; asked, indices of the labels asked in training; model, the run's; config, its Config.
     """
@@ -30,11 +33,16 @@ class TrainingImages:
             raise ValueError(f"batch_size must give {parts} an image: a batch here holds {smallest}")
         self.targets = self.split.targets[:, asked]
         self.sentences = torch.zeros(len(rows), model.text_proj.in_features)
-        if config.alpha:
-            self.sentences = encode_sentences(self.split, data.labels, config, asked, token_folder(data))
+        shown, named = told(self.split, data, asked, config)
+        if "trained_sentence_tower" in config.as_author:
+            self.sentences = token_ids(shown, data.labels, config, named)
+        elif config.alpha:
+            self.sentences = encode_sentences(shown, data.labels, config, named, token_folder(data))
         kept = None if config.augment else encoded(model, self.split, data, config)
         self.tokens = kept and kept[0]
-        self.transform = augmented(model.tower.preprocess) if config.augment else model.tower.preprocess
+        self.transform = model.tower.preprocess
+        if config.augment:
+            self.transform = augmented(self.transform, "cutout_first" in config.as_author)
 
     def epoch(self, epoch, first=0):
         """(numbers [B] of a batch's images, iterator of this process's parts of them) from step `first` on.

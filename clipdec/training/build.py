@@ -46,7 +46,7 @@ def uses_clip(config):
 def build_loss(config):
     points = config.as_author
     alpha = config.alpha / config.batch_size if "sum_loss" in points else config.alpha
-    return CombinedLoss(alpha, config.beta, mask_equal="equal_are_negatives" not in points)
+    return CombinedLoss(alpha, config.beta, "equal_are_negatives" not in points, "detached_focus" in points)
 
 
 def build_model(config, references):

@@ -14,18 +14,40 @@ from pathlib import Path
 
 import torch
 
-from clipdec.data import HOME
+from clipdec.data import at_home
 
 PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
 
-AS_AUTHOR = {  # what the author's code does there, and what is done here
-    "random_projections": "the two projections of L_clip stay random; here they are trained",
-    "fixed_scale": "the logit scale of L_clip stays at exp(0.1); here it is learned, from 1/0.07 on",
-    "equal_are_negatives": "images with the same labels are negatives of each other in L_clip; here they are not",
-    "best_on_test": "the best epoch is chosen on the test labels; here on val, by labels trained and held out",
-    "last_weights": "the file of the best epoch is not found again: the last epoch counts; here the best one does",
-    "keep_unlabelled": "images without a seen label are trained on; here they are left out",
-    "sum_loss": "L_c is summed over the images of a batch, so that L_clip weighs alpha / batch_size; here alpha",
+# What the author's code does, where in it, and what is done here. Its files are those of
+# github.com/aliman80/ML_Decoder: train_zsl_nus.py, src_files/loss_functions/losses.py and
+# src_files/helper_functions/helper_functions.py.
+AS_AUTHOR = {
+    "random_projections": "the two projections of L_clip are not in the optimiser and stay random (losses.py: "
+    "CLIPLoss.__init__); here they are trained",
+    "fixed_scale": "the logit scale of L_clip is not in the optimiser and stays at exp(0.1) (losses.py: "
+    "CLIPLoss.__init__); here it is learned, from 1/0.07 on",
+    "equal_are_negatives": "images with the same labels are negatives of each other in L_clip (losses.py: "
+    "CLIPLoss.forward); here they are not",
+    "best_on_test": "every epoch is measured on test with the plain and the averaged weights, and the larger mAP "
+    "counts and chooses the epoch, P, R and F1 are those of the plain weights (train_zsl_nus.py: validate_multi); "
+    "here val chooses, and the averaged weights alone are measured",
+    "last_weights": "the file of the best epoch has a name that nothing reads, so that the last epoch counts "
+    "(train_zsl_nus.py: train_multi_label_zsl); here the best one does",
+    "keep_unlabelled": "images without a seen label are trained on (helper_functions.py: get_datasets_from_csv); "
+    "here they are left out",
+    "sum_loss": "L_c is summed over the images of a batch and L_clip is a mean, so that alpha weighs 1 / batch_size "
+    "of what it says (losses.py: AsymmetricLoss.forward, CLIPLoss.forward); here both are means",
+    "detached_focus": "the focusing weights of L_c have no gradient (train_zsl_nus.py: train_multi_label_zsl; "
+    "losses.py: AsymmetricLoss.forward); here they have theirs",
+    "trained_sentence_tower": "the CLIP that encodes the sentences is trained, without weight decay and without an "
+    "average (train_zsl_nus.py: train_multi_label_zsl); here it is frozen, and each sentence encoded once",
+    "unseen_in_sentences": "a sentence joins all names that the data list for an image, unseen ones too "
+    "(helper_functions.py: parse_csv_data); here those of the labels in training",
+    "sentence_of_77_characters": "a sentence takes a name only if it has fewer than 77 characters then, in the order "
+    "of the data file (helper_functions.py: parse_csv_data); here it takes all names, in the order of the labels, as "
+    "with this point",
+    "cutout_first": "Cutout comes before RandAugment, its square anywhere, also over the edge, in a random colour "
+    "(helper_functions.py: CutoutPIL; train_zsl_nus.py: main); here after it, wholly inside, in the mean colour",
 }
 SWITCHES = {  # the first six before there was `as_author`, each True by default: config.json files have them
     "train_projections": "random_projections", "learn_scale": "fixed_scale", "mask_equal": "equal_are_negatives",
@@ -42,7 +64,7 @@ SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
 WIDTHS = "a multiple of the 8 attention heads, at least 8", lambda value: value >= 8 and value % 8 == 0
 SEED = "from 0 to below 2^63", lambda value: 0 <= value < 2**63
 PROMPT = "a text with one {} where the label goes, as 'a photo of {}'", lambda value: value.count("{}") == 1
-POINTS = f"names of {', '.join(AS_AUTHOR)}", lambda value: set(value) <= AS_AUTHOR.keys()
+POINTS = f"names of {', '.join(AS_AUTHOR)}, or all", lambda value: set(value) <= AS_AUTHOR.keys() or value == ["all"]
 DEVICE = "auto, cpu, or a device that this torch has", lambda value: value == "auto" or _is_there(value)
 
 
@@ -163,7 +185,7 @@ class Config:
     def path(self, name):
         """The path in setting `name`, from HOME, or None."""
         value = getattr(self, name)
-        return None if value is None else HOME / Path(value).expanduser()
+        return None if value is None else at_home(value)
 
 
 def read_settings(path):

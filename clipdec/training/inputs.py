@@ -1,6 +1,7 @@
 """What goes into a run, as short texts: others where data, labels or weights are others, whatever they are called."""
 
 import hashlib
+import json
 
 import torch
 
@@ -55,6 +56,8 @@ def inputs_of(config, labels, tower=None, data=None):
         found["text_tower"] = text_weights(config.text_tower)
     if config.sentence_tower and data:
         found["sentence_tower"] = text_weights(config.sentence_tower)
+    if "unseen_in_sentences" in config.as_author and data:
+        found["unseen_in_train"] = digest(json.dumps(data.info.get("unseen_in_train")))
     return found
 
 

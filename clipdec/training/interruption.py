@@ -1,8 +1,10 @@
-"""SIGINT and SIGTERM that wait for a whole step, so that a state can be written."""
+"""Signals that ask to stop wait for a whole step, so that a state can be written."""
 
 import signal
 import threading
 from contextlib import contextmanager
+
+NAMES = ("SIGINT", "SIGTERM", "SIGBREAK")  # SIGTERM never arrives on Windows, which alone has SIGBREAK: Ctrl-Break
 
 
 class Stopped(KeyboardInterrupt):
@@ -19,7 +21,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interruption:
-    """Turns SIGINT and SIGTERM into `Stopped`: at once, or, while `held`, by the note `signal`; a second one ends at
+    """Turns the signals NAMES into `Stopped`: at once, or, while `held`, by the note `signal`; a second one ends at
     once.
     """
 
@@ -28,7 +30,8 @@ class Interruption:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set them
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+            self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_):

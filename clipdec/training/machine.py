@@ -3,17 +3,17 @@
 import importlib.metadata
 import math
 import platform
-import resource
-import sys
 
 import torch
+
+from clipdec.training.memory import peak_resident_mb
 
 
 def peak_memory_mb(device="cpu"):
     """Peak memory in MB: of a GPU what torch has allocated there, else the resident memory of this process."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return peak_resident_mb()
 
 
 def duration(seconds):

@@ -26,8 +26,21 @@ class Pixels(torch.utils.data.Dataset):
             return self.transform(image), targets.float(), i
 
 
-def augmented(preprocess):
-    """A tower's transform with RandAugment before and Cutout (a square of half the side, in the mean colour) after
-    it.
+def augmented(preprocess, cutout_first=False):
+    """A tower's transform with RandAugment before and Cutout (a square of half the side, in the mean colour) after it;
+    or as in the author's code, with `cut_out` and RandAugment before.
     """
+    if cutout_first:
+        return v2.Compose([cut_out, v2.RandAugment(), preprocess])
     return v2.Compose([v2.RandAugment(), preprocess, v2.RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0))])
+
+
+def cut_out(image):
+    """The Cutout of the author's code: an image with a box of one random colour, of half its width and height, around
+    any of its pixels, so that a part may lie over the edge. A tower that makes the image square makes it a square.
+    """
+    (width, height), cut = image.size, image.copy()
+    x, y = torch.randint(width, ()).item(), torch.randint(height, ()).item()
+    left, top = x - width // 4, y - height // 4
+    cut.paste(tuple(torch.randint(256, (3,)).tolist()), (left, top, left + width // 2, top + height // 2))
+    return cut

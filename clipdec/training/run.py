@@ -5,24 +5,22 @@ import math
 import os
 import time
 
-import accelerate
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_model
-from torch.distributed.elastic.utils.distributed import get_free_port
 
 from clipdec.metrics import average_precision
 from clipdec.training.accelerated import AcceleratedTrainer
+from clipdec.training.author import followed
 from clipdec.training.batches import TrainingImages
 from clipdec.training.build import build_model, label_queries
 from clipdec.training.config import without_switches
 from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.machine import duration, peak_memory_mb, versions
-from clipdec.training.processes import add_up, is_main, progress, rank_and_count, wait
-from clipdec.training.report import dashed
+from clipdec.training.processes import add_up, is_main, join, launch, progress, rank_and_count, wait
+from clipdec.training.report import HEADINGS, dashed, full_report
 from clipdec.training.run_folder import RunFolder, full_disk_explained
-from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict
+from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict, split_scores
 from clipdec.training.tokens import encoded
 
 UNPRINTED = {"val_map", "grad_norm", "logit_scale", "lr", "memory_mb"}  # history.csv has them
@@ -31,11 +29,12 @@ UNPRINTED = {"val_map", "grad_norm", "logit_scale", "lr", "memory_mb"}  # histor
 def fit(data, config, on_epoch=None):
     """Train on data.train, evaluate on data.test, and write the run folder config.out_dir.
 
-    The folder holds checkpoint.safetensors (the averaged weights of the best epoch), config.json, history.csv (a row an
-    epoch), metrics.json, labels.json, tensorboard/ and state.pt: all that a run needs to go on, mid-epoch too, with
-    `resume=True`. It is written every `save_minutes`, after every epoch and at SIGTERM or SIGINT. The random numbers of
-    a step depend on the seed and the number of the step alone, so that a resumed run equals an undisturbed one, and
-    without dropout several processes equal one as nearly as sums in another order do.
+    The folder holds checkpoint.safetensors (the averaged weights of the best epoch, or those that a point of
+    `as_author` chooses), config.json, history.csv (a row an epoch), metrics.json, labels.json, tensorboard/ and
+    state.pt: all that a run needs to go on, mid-epoch too, with `resume=True`. It is written every `save_minutes`,
+    after every epoch and at SIGTERM or SIGINT. The random numbers of a step depend on the seed and the number of the
+    step alone, so that a resumed run equals an undisturbed one, and without dropout several processes equal one as
+    nearly as sums in another order do.
 
     The best epoch has the highest mean of two mAPs on val: of the labels in training, and of seen ones held out of it
     (`hold_out`), which play the unseen ones. Where val has none of one kind the other counts, and without both the last
@@ -52,11 +51,14 @@ def fit(data, config, on_epoch=None):
     the data, or a state made of other data, weights or settings. What was there is kept then.
     """
     if config.processes > 1 and "LOCAL_RANK" not in os.environ:
-        AcceleratorState._reset_state(reset_partial_state=True)  # left by a run in this process, in the launcher's way
-        options = {"num_processes": config.processes, "use_port": str(get_free_port())}
-        accelerate.notebook_launcher(fit, (data, config), **options)
-        return json.loads((config.path("out_dir") / "metrics.json").read_text())
-    accelerate.PartialState(cpu=config.device == "cpu")  # joins the other processes, if there are any
+        launch(config.processes, config.device == "cpu", _fit, data, config)
+        return json.loads((config.path("out_dir") / "metrics.json").read_text(encoding="utf8"))
+    return _fit(data, config, on_epoch)
+
+
+def _fit(data, config, on_epoch=None):
+    """`fit` in this process, which may be one of several."""
+    join(config.device == "cpu")
     folder = RunFolder(config.path("out_dir"), is_main())
     try:
         with full_disk_explained(folder.path):
@@ -69,6 +71,7 @@ class Run:
     """What `fit` does, in its order: `run` trains epoch after epoch and evaluates the best."""
 
     def __init__(self, data, config, folder, on_epoch):
+        config = followed(config, data)
         self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
         self.began = self.saved = time.time()
         state = folder.load_state(config.device) if config.resume else None
@@ -133,7 +136,8 @@ class Run:
         self.folder.save_model(model, self.about)
         best = position["epoch"] if "last_weights" in config.as_author else position["best"]["epoch"]
         chosen_by = self._criterion() if math.isfinite(position["best"]["value"]) else "being the last"
-        metrics = evaluate(model, data, config) | {
+        figures = evaluate(model, data, config)
+        metrics = figures | self._figures_of_plain(figures) | {
             "data": str(config.data), "inputs": self.inputs, "config": config.as_dict(), "seed": config.seed,
             "epochs": position["epoch"],
             "best_epoch": best, "chosen_by": chosen_by, "clip_weight": round(model.clip_weight.item(), 6),
@@ -142,6 +146,17 @@ class Run:
             "versions": versions(),
         }  # fmt: skip
         return self.folder.write_json("metrics.json", metrics)
+
+    def _figures_of_plain(self, figures):
+        """With best_on_test the `figures` with P, R and F1 of the plain weights, as the author's code reports them."""
+        if "best_on_test" not in self.config.as_author:
+            return {}
+        model, data = self.trainer.model, self.data
+        load_model(model, str(self.folder.path / "plain.safetensors"))
+        model.clip_weight.copy_(self.trainer.average.module.clip_weight)
+        plain = full_report(split_scores(model, data.test, data, self.config), data.test.targets, data.labels)
+        mean = {task: {k: v for k, v in figures.get(task, {}).items() if k == "map"} for task in (*HEADINGS, "seen")}
+        return {task: plain[task] | values for task, values in mean.items() if values}
 
     def _check(self, state):
         """Raises ValueError if a state belongs to other settings, data or weights."""
@@ -202,9 +217,15 @@ class Run:
         there = [value for value in maps.values() if math.isfinite(value)]
         row |= maps | {"val_map": sum(there) / len(there) if there else math.nan}
         if "best_on_test" in config.as_author:
-            kept = encoded(model, self.data.test, self.data, config)
-            row |= self._maps(model, self.data.test, {"test_map": self.data.labels.unseen_index}, kept)
+            row |= self._test_maps(model)
         return row | {"seconds": position["epoch_seconds"] + time.time() - began}
+
+    def _test_maps(self, average):
+        """mAP of the unseen labels on test, the larger of two, and that of the plain weights, which is one of them."""
+        test, groups = self.data.test, {"test_map": self.data.labels.unseen_index}
+        kept = encoded(average, test, self.data, self.config)
+        plain, mean = (self._maps(model, test, groups, kept)["test_map"] for model in (self.trainer.model, average))
+        return {"test_map": max(plain, mean), "test_map_plain": plain}
 
     def _maps(self, model, split, groups, kept):
         """mAP in percent of groups of labels {name: indices} on a split, nan for one that does not occur there."""
@@ -225,7 +246,7 @@ class Run:
         if best is None or not value <= best["value"]:  # nan, where val measures nothing: the last
             position["best"] = {"epoch": epoch, "value": value}
         if position["best"]["epoch"] == epoch or "last_weights" in self.config.as_author:
-            self.folder.save_model(self.trainer.average.module, self.about)
+            self._keep_weights(row)
         self.folder.write_history(position["history"])
         scalars = {f"epoch/{name}": figure for name, figure in row.items() if name != "epoch"}
         self.folder.log(epoch * self.images.steps, scalars)
@@ -235,6 +256,14 @@ class Run:
             print("  ".join(f"{k} {dashed(v, '.4g')}" for k, v in row.items() if k not in UNPRINTED), flush=True)
             if self.on_epoch:
                 self.on_epoch(position["history"])
+
+    def _keep_weights(self, row):
+        """Write the weights of an epoch that its figures are of: the averaged ones, with best_on_test the better."""
+        model = self.trainer.average.module
+        if "best_on_test" in self.config.as_author:
+            self.folder.save_model(self.trainer.model, self.about, "plain.safetensors")
+            model = self.trainer.model if row["test_map_plain"] == row["test_map"] else model
+        self.folder.save_model(model, self.about)
 
     def _stops_early(self):
         best = self.position["best"]

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipdec.training.config import read_settings
 
-RECORD = ("labels.json", "checkpoint.safetensors", "history.csv", "state.pt", "metrics.json")  # and tensorboard/
+RECORD = "labels.json checkpoint.safetensors plain.safetensors history.csv state.pt metrics.json".split()
 BEFORE = {"lock", "log.txt", "scores.npz"}  # what may be there before a run has begun
 
 
@@ -131,10 +131,10 @@ class RunFolder:
                 aside.write_text(text + "\n", encoding="utf8")
         return content
 
-    def save_model(self, model, about):
-        """checkpoint.safetensors, what an evaluation loads; {name: dict} `about` is its metadata, as JSON."""
+    def save_model(self, model, about, name="checkpoint.safetensors"):
+        """The weights that an evaluation loads; {name: dict} `about` is the file's metadata, as JSON."""
         if self.main:
-            with whole(self.path / "checkpoint.safetensors") as aside:
+            with whole(self.path / name) as aside:
                 save_model(model, str(aside), {name: json.dumps(content) for name, content in about.items()})
 
     def save_state(self, state):

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch.utils.data import DataLoader
 
-from clipdec.labels import sentences
 from clipdec.towers import encode_labels, encode_texts
 from clipdec.training.build import label_queries, sentence_tower
 from clipdec.training.inputs import digest, text_key, tower_key
 from clipdec.training.pixels import Pixels
 from clipdec.training.processes import add_up, is_main, progress, rank_and_count, share, wait
+from clipdec.training.sentences import join
 
 
 class Store:
@@ -208,7 +208,7 @@ def encode_sentences(split, labels, config, asked=None, folder=None):
     if encoder is None:
         vectors = label_queries(config, names)
         return torch.cat([F.normalize(part.float() @ vectors, dim=-1) for part in targets.split(4096)])
-    joined = sentences(targets, names, config.prompt)
+    joined = join(targets, names, config)
     row_of = {sentence: i for i, sentence in enumerate(dict.fromkeys(joined))}  # equal label sets are encoded once
     texts, width = list(row_of), encode_labels(["a"], encoder).shape[1]
     kept = folder / f"sentences-{digest(text_key(encoder), *texts)}" if folder else None

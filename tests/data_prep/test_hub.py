@@ -163,6 +163,11 @@ def test_other_names_of_splits_and_columns(script, tmp_path):
     assert contents(data) == expected("test", range(5))
 
 
+def test_unseen_labels_of_train_are_listed_by_the_names_of_its_images(script, tmp_path):
+    data = script(parquet(tmp_path), "--keep-unseen")
+    assert data.info["unseen_in_train"] == {"train 6": ["bird"]} and "train 6" in samples.contents(data, data.train)
+
+
 def test_hold_out_draws_by_seed(tmp_path):
     options = ("--dataset", parquet(tmp_path), "--hold-out", 0.25, "--seed")
     runs = [samples.prepare(hub, tmp_path / f"out{i}", *options, seed) for i, seed in enumerate("0012345")]

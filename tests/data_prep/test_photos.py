@@ -255,11 +255,13 @@ def root(tmp_path):
     return tmp_path / "root"
 
 
-def prepared(root, out="out", val=0.2, seed=0, train=TRAIN, test=TEST, max_missing=100, **rest):
+def prepared(root, out="out", val=0.2, seed=0, train=TRAIN, test=TEST, max_missing=100, keep_unseen=False, **rest):
     """The prepared data set."""
-    args = argparse.Namespace(out=root.parent / out, size=8, val=val, seed=seed, workers=1, max_missing=max_missing)
+    shared = {"size": 8, "val": val, "seed": seed, "workers": 1, "max_missing": max_missing, "keep_unseen": keep_unseen}
+    args = argparse.Namespace(out=root.parent / out, **shared)
     splits = {"train": list(train.items()), "test": list(test.items())}
-    prepare(args, splits, SEEN, UNSEEN, root=root, source="trees", licence="none", **rest)
+    place = {} if rest.get("load") else {"root": root}
+    prepare(args, splits, SEEN, UNSEEN, source="trees", licence="none", **place, **rest)
     return load_data(args.out)
 
 
@@ -273,6 +275,16 @@ def test_train_keeps_seen_labels_only(root):
     data = prepared(root)
     assert contents(data.train) | contents(data.val) == {"t0": [0], "t3": [1], "t4": [0, 1], "t6": [0]}
     assert (len(data.train), len(data.val)) == (3, 1)  # 0.2 * 4 is nearly 1
+
+
+@pytest.mark.parametrize("from_stream", [False, True])
+def test_unseen_labels_of_train_are_listed_on_demand_and_are_no_targets(root, from_stream):
+    load = lambda split, items: [(f"{split} {name}", str(root / name), labels) for name, labels in items]
+    train = {name if from_stream else f"./{name}": labels for name, labels in TRAIN.items()}
+    data = prepared(root, val=0, train=train, keep_unseen=True, load=load if from_stream else None)
+    path = "train t3" if from_stream else "t3"
+    assert data.info["unseen_in_train"] == {path: ["cedar"]} and contents(data.train)[path] == [1]
+    assert "unseen_in_train" not in prepared(root, out="plain").info
 
 
 def test_test_keeps_every_image_and_all_its_labels(root):

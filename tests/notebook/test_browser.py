@@ -1,7 +1,7 @@
-"""Notebook 05 and the panel in a real browser, as a hand uses them. Screenshots are kept in runs/screenshots.
+"""Notebook 05 and the panel in a real browser, as a hand uses them. The last line says where the screenshots are.
 
 Needs Chromium (on Debian `apt install chromium`); without it these tests are left out. They come last, when notebook 04
-has trained the default run; if there is none, notebook 05 trains it first.
+has trained the default run; if there is none, it is trained first (conftest.py).
 """
 
 import io
@@ -12,21 +12,21 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from itertools import combinations
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from helpers import ROOT, wait_until
+from nbformat.reader import NotJSONError
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from clipdec.data import HOME
 from data_prep.emoji_scenes import draw
 
-ROOT = Path(__file__).resolve().parents[2]
-RUN, SHOTS = ROOT / "runs" / "emoji", ROOT / "runs" / "screenshots"
+GUARD = 600_000  # ms, against hanging only
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 UPLOADS = '{"websocket_max_message_size": 104857600}'  # as in the Makefile
 SCENE = 725  # the test image of the screenshot
@@ -34,6 +34,16 @@ RATES = ["base rate, seen", "base rate, other"]
 NASTY = '<img src=x onerror="document.title=1234">'
 WANT = "left out, for want of Chromium: nothing was tested in a browser; on Debian `apt install chromium`"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WANT)
+expect.set_options(timeout=GUARD / 4)
+
+
+def answers(port):
+    """Whether a server listens there."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -49,17 +59,12 @@ def serving(folder, *command, path):
     with open(log, "w") as file:
         server = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=subprocess.STDOUT)
         try:
-            for _ in range(240):
-                assert server.poll() is None, log.read_text()
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    time.sleep(0.25)
+            wait_until(lambda: answers(port), lambda: server.poll() is None)
             yield f"http://127.0.0.1:{port}/{path}?token={token}"
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(GUARD / 1000)
+            print(log.read_text(encoding="utf8"))  # shown beside an error
 
 
 @contextmanager
@@ -69,11 +74,12 @@ def browsing(playwright, folder, address):
     settings = {"args": [f"--{flag}" for flag in flags.split()], "viewport": {"width": 1280, "height": 800}}
     settings |= {"user_data_dir": folder / "profile", "executable_path": CHROMIUM}
     context = playwright.chromium.launch_persistent_context(**settings)
+    context.set_default_timeout(GUARD)
     page = context.pages[0]
     page.wrong = []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
     page.on("dialog", lambda dialog: (page.wrong.append(dialog.message), dialog.dismiss()))
-    page.goto(address, wait_until="commit", timeout=60_000)
+    page.goto(address, wait_until="commit")
     yield page
     context.close()
 
@@ -96,12 +102,12 @@ def lab(playwright, tmp_path_factory):
     options += [f"--ServerApp.root_dir={root}", f"--ServerApp.tornado_settings={UPLOADS}"]
     server = serving(folder, "jupyterlab", *options, path="lab/tree/05_evaluate.ipynb")
     with server as address, browsing(playwright, folder, address) as page:
-        page.get_by_role("button", name="No", exact=True).click(timeout=60_000)  # to news of Jupyter
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+        page.get_by_role("button", name="No", exact=True).click()  # to news of Jupyter
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        page.locator(".widget-slider").first.wait_for(state="attached", timeout=900_000)  # a run may be trained first
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)
+        page.locator(".widget-slider").first.wait_for(state="attached")
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
         page.notebook = root / "05_evaluate.ipynb"
         yield page
 
@@ -151,7 +157,7 @@ class Hand:
         self.says(f"{name}{says}", role)
 
     def says(self, text, role="status"):
-        expect(self.panel.get_by_role(role)).to_contain_text(text, timeout=20_000)
+        expect(self.panel.get_by_role(role)).to_contain_text(text)
 
     def figure(self, column):
         return self.row.get_by_role("cell").nth(column)
@@ -159,12 +165,21 @@ class Hand:
     def number(self, column):
         return float(self.figure(column).inner_text().rstrip(" %"))
 
-    def keep(self, name):
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        self.panel.evaluate("e => e.scrollIntoView()")
-        self.page.mouse.move(1270, 790)
-        self.page.wait_for_timeout(300)
-        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+
+@pytest.fixture(scope="module")
+def keep(request, tmp_path_factory):
+    """keep(place, name): a screenshot from that place on; what moves, such as a tip that fades, is at its end."""
+    folder = tmp_path_factory.mktemp("screenshots")
+
+    def shoot(place, name):
+        place.evaluate("e => e.scrollIntoView()")
+        place.page.mouse.move(1270, 790)
+        place.page.screenshot(path=folder / f"{name}.png", animations="disabled")
+
+    yield shoot
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nscreenshots: {folder}")
 
 
 @pytest.fixture
@@ -186,24 +201,31 @@ def encoded(image, kind="PNG", **options):
 
 def start():
     """Where the slider of the threshold stands at first: at what val decided on."""
-    return round(json.loads((RUN / "metrics.json").read_text())["calibration"]["threshold"], 2)
+    metrics = json.loads((HOME / "runs" / "emoji" / "metrics.json").read_text(encoding="utf8"))
+    return round(metrics["calibration"]["threshold"], 2)
+
+
+def code_cells(path):
+    """Of a notebook that is being written none."""
+    try:
+        notebook = nbformat.read(path, nbformat.NO_CONVERT)
+    except NotJSONError:
+        return []
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def test_the_notebook_runs_in_jupyterlab(lab):
     lab.keyboard.press("Escape")
     lab.keyboard.press("Control+s")
-    for _ in range(60):
-        code = [cell for cell in nbformat.read(lab.notebook, nbformat.NO_CONVERT).cells if cell.cell_type == "code"]
-        if code[-1].execution_count:
-            break
-        time.sleep(0.5)
+    wait_until(lambda: any(cell.execution_count for cell in code_cells(lab.notebook)[-1:]))
+    code = code_cells(lab.notebook)
     assert all(cell.execution_count for cell in code)
     assert "error" not in {output.output_type for cell in code for output in cell.outputs}
 
 
-def test_the_threshold_moves_what_is_predicted(hand):
+def test_the_threshold_moves_what_is_predicted(hand, keep):
     hand.open(SCENE)
-    hand.keep("panel")
+    keep(hand.panel, "panel")
     precision, recall = hand.number(0), hand.number(1)
     handle = hand.slide("threshold", "ArrowRight")
     expect(handle).to_have_attribute("aria-valuetext", f"{start() + 0.1:.2f}")
@@ -256,19 +278,19 @@ def test_a_label_that_is_html_is_text(hand):
     hand.slide("threshold", "ArrowRight", round(100 * start()))
 
 
-def test_a_photo(hand):
+def test_a_photo(hand, keep):
     scene = draw(np.random.default_rng(0), ["cactus", "guitar", "sushi"], "meadow").resize((480, 480))
     hand.upload("holiday.jpg", encoded(scene, "JPEG", quality=95), ", 480 × 480 px", kind="image/jpeg")
     expect(hand.panel.get_by_role("row", name="this image")).to_have_count(0)
     hand.ask("cactus, guitar, sushi, pizza, a plant with spines", 5)
     hand.looks(0, "your photo")
-    hand.keep("photo")
+    keep(hand.panel, "photo")
 
 
-def test_bad_input_is_said_and_the_kernel_lives(hand):
+def test_bad_input_is_said_and_the_kernel_lives(hand, keep):
     hand.upload("notes.jpg", b"this is no image", " cannot be read as an image", "alert", "image/jpeg")
     hand.upload("empty.png", b"", " is empty (0 bytes)", "alert")
-    hand.keep("bad_upload")
+    keep(hand.panel, "bad_upload")
     hand.upload("large.png", encoded(Image.new("RGB", (8660, 5774), (200, 80, 40))), ", 1152 × 768 px")  # 50 megapixels
     noise = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), np.uint8)))
     assert len(noise) > 15_000_000
@@ -282,7 +304,7 @@ def test_bad_input_is_said_and_the_kernel_lives(hand):
     hand.ask("house", 1)
 
 
-def test_the_worst_labels(hand):
+def test_the_worst_labels(hand, keep):
     worst, figure = hand.labelled("worst labels"), hand.panel.get_by_role("figure").first
     worst.scroll_into_view_if_needed()
     label, _ = worst.get_by_role("option").nth(2).inner_text().replace("\xa0", " ").split(": AP ")
@@ -290,9 +312,7 @@ def test_the_worst_labels(hand):
     worst.select_option(index=2)
     expect(figure.get_by_role("img")).not_to_have_attribute("src", before)
     expect(figure).to_contain_text("rank 1")
-    figure.evaluate("image => image.scrollIntoView({block: 'center'})")
-    hand.page.wait_for_timeout(500)
-    hand.page.screenshot(path=SHOTS / "worst.png")
+    keep(figure, "worst")
     button = hand.panel.get_by_role("button", name="open ").nth(1)
     number = button.inner_text().removeprefix("open ")
     button.click()
@@ -341,17 +361,14 @@ def test_nothing_is_cut_off_or_overlaps(hand):
         assert apart or nested, (a["what"], b["what"])
 
 
-def test_the_panel_is_a_page_without_code(playwright, tmp_path):
-    assert (RUN / "metrics.json").is_file(), "there is no default run: make demo"
+def test_the_panel_is_a_page_without_code(playwright, keep, tmp_path):
     shutil.copy(ROOT / "notebooks" / "07_app.ipynb", tmp_path / "app.ipynb")
     options = [str(tmp_path / "app.ipynb"), "--no-browser", "--port=PORT", "--token=TOKEN"]
     with serving(tmp_path, "voila", *options, path="") as address, browsing(playwright, tmp_path, address) as page:
-        page.locator(".widget-slider").first.wait_for(timeout=120_000)
+        page.locator(".widget-slider").first.wait_for()
         hand = Hand(page)
         hand.ask("house, a red roof", 2)
         hand.ask("", 12)
         assert page.get_by_text("import clipdec").count() == 0 and page.wrong == []
-        page.get_by_role("heading", name="The panel as a page").scroll_into_view_if_needed()
         assert page.get_by_role("progressbar").count() == 0
-        page.wait_for_timeout(300)
-        page.screenshot(path=SHOTS / "app.png")
+        keep(page.get_by_role("heading", name="The panel as a page"), "app")

@@ -3,12 +3,11 @@
 import errno
 import json
 import math
-import os
-import random
+import pkgutil
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.run_folder import RunFolder, whole
 
 STEPS = {"epochs": 2, "batch_size": 6}  # 20 steps an epoch
+TRAINER = "clipdec.training.accelerated.AcceleratedTrainer"
 SAVING = STEPS | {"save_minutes": 0.0}  # a state after every step
 
 
@@ -56,42 +56,36 @@ def position(folder):
     return found["epoch"], found["step"]
 
 
-def slow_run(folder):
-    """What `start` runs: slower, so that it can be met on its way on any machine."""
-    spy(pytest.MonkeyPatch(), AcceleratedTrainer, "step", lambda n: time.sleep(0.03))
+def signalled_run(folder, number, owner, name, call):
+    """A run that meets the signal `number` before the `call`-th of its calls of `owner.name`."""
+    raised = lambda n: signal.raise_signal(number) if n == call else None
+    spy(pytest.MonkeyPatch(), pkgutil.resolve_name(owner), name, raised)
     command_line(folder)
 
 
-def start(config):
-    """A run in a process of its own."""
+def signalled(config, *when):
+    """The exit code of such a run in a process of its own."""
     folder = config.path("out_dir")
-    (folder / "run.json").write_text(json.dumps(config.as_dict()))
-    process = processes.Process(target=slow_run, args=(folder,))
+    folder.with_suffix(".json").write_text(json.dumps(config.as_dict()))
+    process = processes.Process(target=signalled_run, args=(folder, *when))
     process.start()
-    return process
+    process.join()
+    return process.exitcode
 
 
-def wait_until(ready, process):
-    for _ in range(6000):
-        if ready():
-            return
-        assert process.is_alive(), "the run has ended"
-        time.sleep(0.02)
-    raise TimeoutError("the run did not come so far in two minutes")
-
-
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(settings, assert_goes_on, tmp_path):
-    config, rng = settings(tmp_path, resume=True, **SAVING), random.Random(0)
-    for at_least in ((0, 4), (1, 3)):  # while the first epoch is trained, then the second
-        process = start(config)
-        wait_until((tmp_path / "state.pt").is_file, process)
-        wait_until(lambda at_least=at_least: position(tmp_path) >= at_least, process)
-        time.sleep(rng.uniform(0, 0.1))  # anywhere: in a step, in the middle of a state
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        assert at_least <= position(tmp_path) < (2, 0) and not (tmp_path / "metrics.json").exists()
-    (tmp_path / "state.pt.partial").write_bytes(b"half a state")
+    places = {  # the call that it does not live to make: the state that it leaves
+        (TRAINER, "gradients", 5): (0, 1),  # after three for the estimate
+        ("torch", "save", 8): (0, 8),  # a state of no bytes
+        ("os", "replace", 15): (0, 19),  # a whole one without its name; the epoch's history and weights are there
+        ("clipdec.training.run", "predict", 2): (0, 19),
+        (TRAINER, "gradients", 10): (1, 5),
+    }
+    for place, left in places.items():
+        code = signalled(settings(tmp_path, resume=True, **SAVING), signal.SIGKILL, *place)
+        assert code == -signal.SIGKILL and position(tmp_path) == left, place
+        assert not (tmp_path / "metrics.json").exists()
     assert_goes_on()
 
 
@@ -113,22 +107,18 @@ def test_what_may_change_when_a_run_is_resumed(train, assert_goes_on, tmp_path, 
 
 
 def test_sigterm_writes_a_state_and_stops(settings, assert_goes_on, tmp_path):
-    process = start(settings(tmp_path, **STEPS))
-    wait_until(lambda: list(tmp_path.glob("tensorboard/events*")), process)  # the first step is done
-    process.terminate()
-    process.join(60)
-    assert process.exitcode == 128 + signal.SIGTERM
-    epoch, step = position(tmp_path)
-    where = f"in epoch {epoch + 1} after step {step} of 20: the state is in {tmp_path}, go on with resume True"
-    assert f"stopped by SIGTERM {where}" in (tmp_path / "printed.txt").read_text()
-    assert (0, 1) <= (epoch, step) < (2, 0) and not (tmp_path / "metrics.json").exists()
+    code = signalled(settings(tmp_path, **STEPS), signal.SIGTERM, TRAINER, "step", 26)
+    assert code == 128 + signal.SIGTERM and position(tmp_path) == (1, 6)
+    where = f"in epoch 2 after step 6 of 20: the state is in {tmp_path}, go on with resume True"
+    assert f"stopped by SIGTERM {where}" in tmp_path.with_suffix(".txt").read_text(encoding="utf8")
+    assert not (tmp_path / "metrics.json").exists()
     assert_goes_on()
 
 
 @pytest.mark.parametrize("number, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_waits_for_the_step(train, assert_goes_on, tmp_path, monkeypatch, capsys, number, error):
     before = signal.getsignal(number)
-    at_step(monkeypatch, 26, lambda: os.kill(os.getpid(), number))
+    at_step(monkeypatch, 26, lambda: signal.raise_signal(number))
     with pytest.raises(error) as raised:
         train(tmp_path, **STEPS)
     assert type(raised.value) is error and signal.getsignal(number) is before
@@ -140,7 +130,7 @@ def test_a_signal_waits_for_the_step(train, assert_goes_on, tmp_path, monkeypatc
 def test_a_signal_while_validating(train, assert_goes_on, tmp_path, monkeypatch):
     def stop(n):
         if n == 2:  # the first is the estimate's
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             raise AssertionError("the signal did not come at once")
 
     spy(monkeypatch, run, "predict", stop)
@@ -150,16 +140,18 @@ def test_a_signal_while_validating(train, assert_goes_on, tmp_path, monkeypatch)
     assert_goes_on()
 
 
-def test_signals_are_held_and_a_second_one_is_not():
+def test_signals_are_held_and_a_second_one_is_not(monkeypatch):
+    """The last one is what Windows has for SIGTERM."""
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGILL, raising=False)
     with Interruption() as interruption:
         with pytest.raises(Stopped, match="SIGTERM"), interruption.held():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
             assert interruption.signal == signal.SIGTERM
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.01)
-
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGBREAK)
+    
 
 @needs_dev_full
 @pytest.mark.parametrize("name, last", [("state.pt", (0, 12)), ("history.csv", (0, 19))])
@@ -186,17 +178,17 @@ from clipdec.towers import ImageTower
 folder = RunFolder(Path({str(tmp_path)!r}))
 folder.save_state({{"x": torch.ones(100_000)}})
 model = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 8), 8, 512)
-for write, what in ((folder.save_state, {{"x": torch.ones(1_000_000)}}), (folder.save_model, model)):
+for write, *what in ((folder.save_state, {{"x": torch.ones(1_000_000)}}), (folder.save_model, model, {{}})):
     try:
         with full_disk_explained(folder.path):
-            write(what)
+            write(*what)
         print("written")
     except OSError as error:
         print("full" if "make room" in str(error) else error)
-print(folder.load_state("cpu")["x"].sum().item(), sorted(p.name for p in folder.path.iterdir()))
+print(torch.load(folder.path / "state.pt")["x"].sum().item(), sorted(p.name for p in folder.path.iterdir()))
 """
     mount, unshare = f"mount -t tmpfs -o size=3m tmpfs {tmp_path}", ["unshare", "-rm", "sh", "-c"]
-    if subprocess.run([*unshare, mount], capture_output=True).returncode:
+    if not shutil.which("unshare") or subprocess.run([*unshare, mount], capture_output=True).returncode:
         pytest.skip("this user may mount no file system of its own")
     command = [*unshare, f'{mount} && exec "$0" -c "$1"', sys.executable, program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -3,14 +3,17 @@ And one bar for all, of few messages."""
 
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 import tqdm.std
-from helpers import ROOT, at_step, command_line, history, results
+from helpers import ROOT, START_METHOD, at_step, command_line, history, needs_fork, results
 from safetensors.torch import load_file
 from torch.distributed.elastic.utils.distributed import get_free_port
 
@@ -18,12 +21,13 @@ from clipdec.training.processes import gather, progress, rank_and_count, share
 
 FROZEN = {"epochs": 2, "batch_size": 13, "accumulate": 2, "dropout": 0.0}  # shares of unequal size
 TRAINED = {"epochs": 1, "batch_size": 24, "dropout": 0.0, "train_image_tower": True, "augment": True}
+TRAINED |= {"as_author": "trained_sentence_tower"}
 
 
 def in_processes(count, work, *arguments):
     """work(*arguments) in as many processes, which know of each other as those of a launcher do."""
     arguments = (count, get_free_port(), work, *arguments)
-    torch.multiprocessing.start_processes(launched, arguments, count, start_method="forkserver")
+    torch.multiprocessing.start_processes(launched, arguments, count, start_method=START_METHOD)
 
 
 def launched(rank, count, port, work, *arguments):
@@ -41,17 +45,16 @@ def under_accelerate(folder):
     options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "clipdec.training", "--config"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(folder / "printed.txt", "w") as file:
-        subprocess.run([*command, folder / "run.json"], check=True, cwd=ROOT, stdout=file, env=env)
+    with open(folder.with_suffix(".txt"), "w") as file:
+        subprocess.run([*command, folder.with_suffix(".json")], check=True, cwd=ROOT, stdout=file, env=env)
 
 
 def run(config, start=command_line):
     """The folder of a run, whose processes `start` starts; one of them talks."""
     folder = config.path("out_dir")
-    folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(config.as_dict()))
+    folder.with_suffix(".json").write_text(json.dumps(config.as_dict()))
     start(folder)
-    printed = (folder / "printed.txt").read_text()
+    printed = folder.with_suffix(".txt").read_text(encoding="utf8")
     assert printed.count(f"epoch {config.epochs}  loss") == 1 and printed.count("test images, keep=all") == 1
     return folder
 
@@ -95,13 +98,36 @@ def test_a_run_of_one_process_goes_on_in_two(train, settings, alone, tmp_path, m
     assert_same_run(alone, run(settings(tmp_path, resume=True, **FROZEN), in_two))
 
 
-def test_fit_starts_processes_itself(train, alone, tmp_path):
-    """As notebook 04 does: in the same interpreter, which has used its threads before."""
-    assert train(tmp_path, processes=2, **FROZEN)["processes"] == 2
+@needs_fork
+def test_fit_starts_processes_itself(train, alone, tmp_path, monkeypatch):
+    """As notebook 04 does: in the same interpreter, whose threads have worked before and do not outlive a fork."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what accelerate goes by
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.rand(500, 500) @ torch.rand(500, 500)
+    assert train(tmp_path, processes=2, **FROZEN)["processes"] == 2 == torch.get_num_threads()
+    torch.set_num_threads(before)
     assert_same_run(alone, tmp_path)
 
 
+@needs_fork
+def test_in_colab_with_one_device_it_trains_in_this_process(train, tmp_path, monkeypatch):
+    shell = SimpleNamespace(get_ipython=lambda: "google.colab._shell.Shell")  # what accelerate looks for
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = torch.get_num_threads()
+    assert train(tmp_path, processes=2)["processes"] == 1 and torch.get_num_threads() == before
+
+
+def test_where_nothing_forks_fit_says_what_to_use(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(RuntimeError, match="cannot fork .*use `accelerate launch --num_processes 2 -m clipdec"):
+        train(tmp_path / "run", processes=2)
+    assert not (tmp_path / "run").exists()
+
+
 def check_sharing():
+    warnings.simplefilter("error")  # of what torch will drop
     torch.distributed.init_process_group("gloo")
     assert rank_and_count() == (int(os.environ["RANK"]), 3)
     for total in (0, 1, 2, 3, 7, 9):
@@ -147,3 +173,16 @@ def test_a_bar_is_drawn_once_a_second_at_most(monkeypatch):
 
 def test_what_is_quick_has_no_bar(monkeypatch):
     assert "steps" not in drawn(monkeypatch, 1000, 0.0009)
+
+
+def test_a_bar_begins_what_it_counts_once():
+    """A loader starts its processes then."""
+    begun = []
+
+    class Loader(list):
+        def __iter__(self):
+            begun.append(self)
+            return super().__iter__()
+
+    bar = progress(Loader("abc"), "letters")
+    assert [*bar] == ["a", "b", "c"] and bar.total == 3 and len(begun) == 1

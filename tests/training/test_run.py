@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES
-from helpers import assert_equal, at_step, files, history, results, save_vectors, spy, timm_file
+from helpers import SIZES, assert_equal, at_step, files, history, results, save_vectors, spy, timm_file
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -160,7 +159,6 @@ def by_epoch(tiny, settings, tmp_path_factory):
 @pytest.mark.parametrize("changes, key, values, best", [
     ({}, "val_map", [3.0, 9.0, 5.0], 2), ({}, "val_map", [9.0, 9.0, 5.0], 1),
     ({}, "val_map", [1.0, 2.0, float("nan")], 3), ({"hold_out": 0.0}, "val_map", [3.0, 9.0, 5.0], 2),
-    ({"as_author": "best_on_test"}, "test_map", [3.0, 9.0, 5.0], 2),
     ({"as_author": "last_weights"}, "val_map", [3.0, 9.0, 5.0], 3),
 ])  # fmt: skip
 def test_the_best_epoch_is_evaluated(train, by_epoch, tmp_path, monkeypatch, changes, key, values, best):
