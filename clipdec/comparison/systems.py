@@ -102,8 +102,8 @@ def run_system(name, config, resume=False):
         with whole(kept) as aside, open(aside, "wb") as file:
             np.savez(file, scores=scores.numpy(), made_of=json.dumps(made_of))
     targets = data.test.targets
-    found = json.loads((folder / "metrics.json").read_text()) if name in TRAINED else {}
-    found |= full_report(scores, targets, data.labels)
+    report = lambda: full_report(scores, targets, data.labels)
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf8")) if name in TRAINED else report()
     row = {"system": name, "seed": config.seed} | {key: found[key] for key in KEPT if key in found}
     weights, unseen = bootstrap_weights(len(targets)), data.labels.unseen_index
     zsl = resampled_map(scores[:, unseen], targets[:, unseen], weights)

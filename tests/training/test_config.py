@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
 
 from clipdec import Config
+from clipdec.data import HOME
 from clipdec.training.config import AS_AUTHOR, PRESETS, SWITCHES
 
 NAMES = {setting.name for setting in fields(Config)}
@@ -133,10 +133,10 @@ def test_load_without_config(tmp_path):
         Config.load(tmp_path)
 
 
-def test_paths_start_at_the_repository(tmp_path, monkeypatch):
+def test_paths_start_at_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = Config(out_dir="runs/x", label_embeddings=str(tmp_path / "e.npz"))
-    assert config.path("out_dir") == ROOT / "runs" / "x"
+    assert config.path("out_dir") == HOME / "runs" / "x"
     assert config.path("label_embeddings") == tmp_path / "e.npz"
     assert config.path("image_weights") is None
     assert Config(out_dir="~/x").path("out_dir") == Path.home() / "x"
