@@ -54,6 +54,8 @@ class AcceleratedTrainer(Trainer):
             timm.layers.convert_sync_batchnorm(model)
         self.sentence_tower = trained_tower(config)
         options = {name: getattr(config, name) for name in names}
+        if "sum_loss" in config.as_author and config.optimiser == "adam":  # which adds the decay to the gradient
+            options["weight_decay"] /= config.batch_size
         further = [*self.sentence_tower.parameters()] if self.sentence_tower else []
         super().__init__(model, steps, build_loss(config), further=further, **options)
         self.device, self.accumulate = config.device, config.accumulate

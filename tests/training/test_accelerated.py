@@ -214,3 +214,16 @@ def test_a_sum_over_the_batch_makes_the_alignment_loss_lighter(settings, batch):
     assert mine[0]["l_clip"] == pytest.approx(other[0]["l_clip"]) and mine[0]["l_c"] == pytest.approx(other[0]["l_c"])
     scaled = {name: gradient * B for name, gradient in mine[1].items()}
     torch.testing.assert_close(scaled, other[1], rtol=1e-4, atol=1e-5)
+
+
+def test_adam_adds_the_decay_to_the_gradient_of_the_sum(settings, batch):
+    """Weights after steps with a decay, that of Adam on B L_c + alpha L_clip; AdamW's decay has no share in it."""
+    for optimiser, decay in (("adam", 0.5), ("adamw", 0.5)):
+        changes = {"optimiser": optimiser, "weight_decay": decay, "alpha": 3.0, "batch_size": B, "lr": 1e-3}
+        mine, other = make(settings, as_author="sum_loss", **changes), make(settings, beta=float(B), **changes)
+        for trainer in (mine, other, mine, other, mine, other):
+            trainer.step(*in_parts(trainer, batch))
+        start = new_model(settings("unused", dropout=0.0))
+        moved = [p - q for p, q in zip(other.model.parameters(), start.parameters())]
+        apart = [p - q for p, q in zip(other.model.parameters(), mine.model.parameters())]
+        assert sum(a.norm() for a in apart) < 0.02 * sum(m.norm() for m in moved), optimiser
