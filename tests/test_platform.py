@@ -96,7 +96,8 @@ def written(settings, tiny, tmp_path_factory):
     """written(out_dir, **changes): a file of settings; the data are a copy, for locks of this system and of that do not
     heed each other.
     """
-    data = shutil.copytree(tiny.folder, tmp_path_factory.mktemp("there") / "tiny")
+    anew = shutil.ignore_patterns("tokens")  # whose lock files this system would take for locks that are held
+    data = shutil.copytree(tiny.folder, tmp_path_factory.mktemp("there") / "tiny", ignore=anew)
 
     def write(out_dir, **changes):
         config = settings(out_dir, **AUGMENTED | changes).as_dict() | {"data": str(data)}

@@ -35,8 +35,9 @@ AS_AUTHOR = {
     "(train_zsl_nus.py: train_multi_label_zsl); here the best one does",
     "keep_unlabelled": "images without a seen label are trained on (helper_functions.py: get_datasets_from_csv); "
     "here they are left out",
-    "sum_loss": "L_c is summed over the images of a batch and L_clip is a mean, so that alpha weighs 1 / batch_size "
-    "of what it says (losses.py: AsymmetricLoss.forward, CLIPLoss.forward); here both are means",
+    "sum_loss": "L_c is summed over the images of a batch and L_clip is a mean, so that alpha, and with Adam the "
+    "decay, weigh 1 / batch_size of what they say (losses.py: AsymmetricLoss.forward, CLIPLoss.forward); here both are "
+    "means",
     "detached_focus": "the focusing weights of L_c have no gradient (train_zsl_nus.py: train_multi_label_zsl; "
     "losses.py: AsymmetricLoss.forward); here they have theirs",
     "trained_sentence_tower": "the CLIP that encodes the sentences is trained, without weight decay and without an "
@@ -125,7 +126,7 @@ class Config:
     seed: int = setting("seed of everything random", SEED)
     device: str = setting("auto, cpu, cuda, ...", DEVICE)
     resume: bool = setting("go on from the last state in out_dir")
-    as_author: list = setting("points of the author's code to follow, between commas (config.py: AS_AUTHOR)", POINTS)
+    as_author: list = setting("points of the author's code to follow, between commas, or all (config.py)", POINTS)
 
     def __post_init__(self):
         preset = PRESETS["mini"] | PRESETS.get(self.preset, {})
