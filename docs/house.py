@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {  # room: (left, bottom, width, height); core is the paper, at the bottom
-    "notebook": (0.1, 4.8, 2.1, 1.35), "export": (2.5, 4.8, 1.9, 1.35), "predictor": (1.2, 3.6, 2.1, 0.8),
-    "comparison": (4.6, 3.6, 2.7, 1.8), "training": (1.6, 1.6, 5.2, 1.6), "reference": (7.6, 1.6, 2.0, 0.8),
-    "core": (0.3, 0.1, 9.3, 1.1), "data_prep": (7.6, 3.3, 2.0, 2.85),
+    "notebook": (0.1, 5.4, 2.1, 1.6), "export": (2.5, 5.4, 1.9, 1.6), "predictor": (1.2, 4.2, 2.1, 0.8),
+    "comparison": (4.6, 4.2, 2.7, 1.8), "training": (1.6, 1.6, 5.2, 2.2), "reference": (7.6, 1.6, 2.0, 0.8),
+    "core": (0.3, 0.1, 9.3, 1.1), "data_prep": (7.6, 3.0, 2.0, 4.0),
 }  # fmt: skip
 TITLES = {"core": "clipdec/: the paper", "data_prep": "data_prep/"}
 SKIPPED = {"__init__.py", "__main__.py"}
@@ -40,8 +40,8 @@ def edge(room, other):
     return (x, bottom), (min(max(x, to_left + 0.3), to_left + to_width - 0.3), to_bottom + to_height)
 
 
-figure, axis = plt.subplots(figsize=(9.8, 6.3), layout="constrained")
-axis.set(xlim=(0, 9.8), ylim=(0, 6.3))
+figure, axis = plt.subplots(figsize=(9.8, 7.15), layout="constrained")
+axis.set(xlim=(0, 9.8), ylim=(0, 7.15))
 axis.axis("off")
 for room, (left, bottom, width, height) in PLACES.items():
     colour = "#cfe3f2" if room == "core" else "#f3f3f3"
