@@ -76,6 +76,7 @@ def main(arguments=None):
     parser.add_argument("--labels", nargs="+", help="names, or @FILE of names; by default those of the run")
     parser.add_argument("--top-k", type=int, help=top_k)
     parser.add_argument("--base-rate", type=float, help=base_rate)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or mps on a Mac")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(arguments)
     if args.top_k is not None and args.top_k < 1:
@@ -84,7 +85,7 @@ def main(arguments=None):
         sys.stdout.reconfigure(errors="replace")  # a pipe of Windows may have no tick
     try:
         labels, photos = listed(args.labels), list(dict.fromkeys(found(args.photos)))
-        predictor = Predictor.load(args.run_folder, args.base_rate)
+        predictor = Predictor.load(args.run_folder, args.base_rate, args.device)
         predictor.vectors(labels or predictor.labels.names)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,14 +35,17 @@ class Predictor:
         self._vectors = {}
 
     @classmethod
-    def load(cls, run_folder, base_rate=None):
+    def load(cls, run_folder, base_rate=None, device="auto"):
         """Open a run folder that `fit` wrote: its checkpoint.safetensors, config.json, labels.json and metrics.json.
 
-        Args: base_rate, the share of your images that carry a label which you ask about, such as 0.05; by default that
-            of the seen labels on val (`calibration.base_rate`).
+        Args:
+            base_rate: the share of your images that carry a label which you ask about, such as 0.05; by default that of
+                the seen labels on val (`calibration.base_rate`).
+            device: auto (a GPU of CUDA if there is one, else the processor), cpu, cuda, or mps on a Mac.
         Raises: FileNotFoundError or ValueError if one of the files is missing or does not fit.
         """
         config, model = load_run(run_folder)
+        config = replace(config, device=device)
         try:
             metrics = json.loads((Path(run_folder).expanduser() / "metrics.json").read_text(encoding="utf8"))
             labels, calibration = read_labels(run_folder), Calibration(**metrics["calibration"])

@@ -137,11 +137,11 @@ class AcceleratedTrainer(Trainer):
 def precision(config):
     """The mixed precision of a run, as accelerate names it: bfloat16 where the device computes with it, else float16.
 
-    A processor without either is several times slower with them than in float32, so it stays with that.
+    A processor without either is several times slower with them than in float32, so it stays with that; so does mps,
+    where older versions of macOS and torch refuse them.
     """
-    if not config.amp:
+    if not config.amp or config.device.startswith("mps"):
         return "no"
     if config.device == "cpu":
         return "bf16" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "no"
-    bfloat16 = not config.device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if bfloat16 else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -61,7 +61,7 @@ class TrainingImages:
         """Tokens or pixels of each part, one after the other."""
         if self.tokens is not None:
             return (self.tokens[part] for part in parts)
-        options = {"num_workers": self.config.num_workers, "pin_memory": self.config.device != "cpu"}
+        options = {"num_workers": self.config.num_workers, "pin_memory": self.config.device.startswith("cuda")}
         pixels, batches = Pixels(self.split, self.transform, seed), [part.tolist() for part in parts]
         return (images for images, *_ in DataLoader(pixels, batch_sampler=batches, **options))
 

@@ -124,7 +124,7 @@ class Config:
     num_workers: int = setting("processes that load images, for each training process", AT_LEAST_0)
     save_minutes: float = setting("minutes between two states on the disk; 0: after every step", AT_LEAST_0)
     seed: int = setting("seed of everything random", SEED)
-    device: str = setting("auto, cpu, cuda, ...", DEVICE)
+    device: str = setting("auto (cuda if it is there, else cpu), cpu, cuda, mps, ...", DEVICE)
     resume: bool = setting("go on from the last state in out_dir")
     as_author: list = setting("points of the author's code to follow, between commas, or all (config.py)", POINTS)
 

@@ -236,5 +236,6 @@ def test_the_command_says_what_is_wrong(tiny_run, tmp_path, capsys):
     assert "is not a run folder" in run(capsys, tmp_path, "x.png")[0]
     assert "no empty" in run(capsys, tiny_run[0], "x.png", "--labels", " ")[0]
     assert "No such file" in run(capsys, tiny_run[0], "x.png", "--labels", "@gone.txt")[0]
+    assert "device must be auto, cpu, or" in run(capsys, tiny_run[0], "x.png", "--device", "tpu")[0]
     code, printed = run(capsys, tiny_run[0], "x.png", "--top-k", "-1")
     assert code == 2 and "--top-k must be at least 1, got -1" in printed.err

@@ -174,7 +174,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out(settings, batch):
 
 @pytest.mark.parametrize("device, capability, bfloat16, expected", [
     ("cpu", "AVX2", None, "no"), ("cpu", "AVX512", None, "bf16"), ("cuda", None, True, "bf16"),
-    ("cuda:1", None, False, "fp16"), ("mps", None, None, "bf16"),
+    ("cuda:1", None, False, "fp16"), ("mps", None, None, "no"),
 ])  # fmt: skip
 def test_precision_is_what_the_device_has(monkeypatch, device, capability, bfloat16, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
