@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from clipdec.training.config import read_settings
 
 RECORD = "labels.json checkpoint.safetensors plain.safetensors history.csv state.pt metrics.json".split()
-BEFORE = {"lock", "log.txt", "scores.npz"}  # what may be there before a run has begun
+BEFORE = {"lock", "log.txt", "scores.npz", "scores.npy"}  # may be there before a run; the last of older versions
 
 
 @contextmanager
