@@ -73,6 +73,11 @@ def outputs(module):
     return found
 
 
+def load_state(folder):
+    """The contents of a run's state.pt."""
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
 def files(folder):
     """{path in the folder: contents}."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

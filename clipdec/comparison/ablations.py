@@ -26,7 +26,8 @@ def ablate(base, word_vectors, seeds, folder, jobs=1, resume=False):
     """Run ABLATIONS, equal ones once: {"rows", "differences" to the first of a group}; arguments as of `compare`."""
     encode_all(Config(**base))
     listed = {(group, name): with_words(each[name], word_vectors) for group, each in ABLATIONS.items() for name in each}
-    listed = {key: changes for key, changes in listed.items() if _can_train(key, Config(**base | changes))}
+    labels = load_data(Config(**base).data).labels
+    listed = {key: changes for key, changes in listed.items() if _can_train(key, Config(**base | changes), labels)}
     configs = {key: [_config(base, changes, seed, folder) for seed in range(seeds)] for key, changes in listed.items()}
     once = {config.out_dir: ("best", config) for each in configs.values() for config in each}
     done = dict(zip(once, run_all(once.values(), jobs, resume)))
@@ -43,10 +44,10 @@ def ablate(base, word_vectors, seeds, folder, jobs=1, resume=False):
     return {"rows": rows, "differences": differences}
 
 
-def _can_train(key, config):
+def _can_train(key, config, labels):
     """Whether a setting leaves labels to train on; says so if not."""
     try:
-        held_labels(load_data(config.data).labels, config)
+        held_labels(labels, config)
     except ValueError as error:
         print(f"{': '.join(key)} is left out: {error}", flush=True)
         return False

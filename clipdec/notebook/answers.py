@@ -3,6 +3,7 @@
 import torch
 
 from clipdec.calibration import log_odds
+from clipdec.labels import clean_name, same_name
 from clipdec.metrics import NAN, average_precision, precision_recall_f1
 
 WORST, FEW = 50, 5  # labels in the list of the worst; images below which AP is mostly chance
@@ -10,9 +11,9 @@ WORST, FEW = 50, 5  # labels in the list of the worst; images below which AP is 
 
 def parse_labels(text, known=()):
     """(names between commas, each once; how many were empty). A name of `known` gets the spelling that it has there."""
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    spelling = {name.casefold(): name for name in known} | {name: name for name in known}
-    names = [spelling.get(name, spelling.get(name.casefold(), name)) for name in parts if name]
+    parts = [clean_name(part) for part in text.split(",")] if text.strip() else []
+    spelling = {same_name(name): name for name in known}
+    names = [spelling.get(same_name(name), name) for name in parts if name]
     return list(dict.fromkeys(names)), len(parts) - len(names)
 
 

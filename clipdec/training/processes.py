@@ -16,11 +16,11 @@ def launch(count, cpu, work, *arguments):
 
     Where a notebook has one device only, as in Colab, accelerate calls it in this process instead.
 
-    Raises: RuntimeError where no process can be forked.
+    Raises: ValueError where no process can be forked.
     """
     if "fork" not in multiprocessing.get_all_start_methods():
         remedy = f"use `accelerate launch --num_processes {count} -m clipdec.training --config run.json`"
-        raise RuntimeError(f"processes {count}: this system cannot fork the processes that train together: {remedy}")
+        raise ValueError(f"processes {count}: this system cannot fork the processes that train together: {remedy}")
     AcceleratorState._reset_state(reset_partial_state=True)  # left by a run in this process, in the launcher's way
     options = {"num_processes": count, "use_port": str(get_free_port())}
     accelerate.notebook_launcher(_launched, (cpu, work, *arguments), **options)

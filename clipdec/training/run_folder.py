@@ -144,8 +144,8 @@ class RunFolder:
                 torch.save(state, file)
 
     def load_state(self, device):
-        """The last complete state, or None. Raises ValueError if it, or the checkpoint it goes with, is damaged."""
-        path, checkpoint = self.path / "state.pt", self.path / "checkpoint.safetensors"
+        """The last complete state, or None. Raises ValueError if it, or the weights it goes with, are damaged."""
+        path = self.path / "state.pt"
         if not path.is_file():
             return None
         damaged = "is lost or cut ({}): bring back the whole file, or set resume False"
@@ -153,12 +153,13 @@ class RunFolder:
             state = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # torch, zip and pickle raise errors of many kinds
             raise ValueError(f"{path} {damaged.format(str(error).splitlines()[0])}") from None
-        if state["position"]["best"]:
+        plain = ["plain.safetensors"] if "best_on_test" in state["config"].get("as_author", []) else []
+        for name in ["checkpoint.safetensors", *plain] if state["position"]["best"] else []:
             try:
-                with safe_open(checkpoint, "pt"):
+                with safe_open(self.path / name, "pt"):
                     pass
             except (OSError, SafetensorError) as error:
-                raise ValueError(f"{checkpoint}, the best epoch so far, {damaged.format(error)}") from None
+                raise ValueError(f"{self.path / name}, the best epoch so far, {damaged.format(error)}") from None
         return state
 
     def write_history(self, history):

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -107,14 +108,19 @@ def files_key(paths):
 def token_folder(data):
     """Where tokens and sentences of a data set are kept; None, in memory, if nothing can be written there."""
     folder = data.folder / "tokens"
+    return folder if _can_write(folder) else None
+
+
+@lru_cache(maxsize=None)  # so that it is said once
+def _can_write(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
-            return folder
+            return True
     except OSError as error:
         if is_main():
             print(f"{folder} cannot be written ({error.strerror}): tokens stay in memory", flush=True)
-        return None
+        return False
 
 
 def encode_split(tower, split, data, config):

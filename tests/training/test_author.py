@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import assert_equal, at_step, history, spy
+from helpers import assert_equal, at_step, history, load_state, spy
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 from timm.loss import AsymmetricLossMultiLabel
@@ -107,7 +107,7 @@ def test_a_run_that_trains_its_sentence_tower_resumes_exactly(train, tmp_path, m
         with pytest.raises(ZeroDivisionError):
             train(tmp_path / "parts", save_minutes=0.0, **changes)
     train(tmp_path / "parts", resume=True, **changes)
-    whole, parts = (torch.load(tmp_path / name / "state.pt")["sentence_tower"] for name in ("whole", "parts"))
+    whole, parts = (load_state(tmp_path / name)["sentence_tower"] for name in ("whole", "parts"))
     assert_equal(dict(parts), dict(whole))
     start = load_clip("mini").model.text_projection
     assert not torch.equal(whole["clip.text_projection"], start)
@@ -224,7 +224,12 @@ def test_the_larger_map_on_test_of_two_weights_counts(tiny, settings, tmp_path, 
     monkeypatch.setattr(run.Run, "_maps", maps)
     points, far = ["best_on_test"] + last * ["last_weights"], {"lr": 1e-2, "batch_size": 8}  # the two lie apart
     config = settings(tmp_path, epochs=3, as_author=points, hold_out=0.0, **far)
-    metrics = fit(tiny, config, lambda rows: states.append(torch.load(tmp_path / "state.pt")))
+    metrics = fit(tiny, config, lambda rows: states.append(load_state(tmp_path)))
+    if best < 3:
+        (tmp_path / "plain.safetensors").rename(tmp_path / "aside")
+        with pytest.raises(ValueError, match="plain.safetensors, the best epoch so far, is lost or cut"):
+            fit(tiny, replace(config, resume=True))
+        (tmp_path / "aside").rename(tmp_path / "plain.safetensors")
     pairs = list(zip(values[::2], values[1::2]))
     assert [(row["test_map_plain"], row["test_map"]) for row in history(tmp_path)] == [(a, max(a, b)) for a, b in pairs]
     assert (metrics["best_epoch"], metrics["chosen_by"]) == (best, "test_map")

@@ -10,9 +10,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from filelock import FileLock
-from helpers import ROOT, at_step, command_line, history, needs_dev_full, processes, results, spy
+from helpers import ROOT, at_step, command_line, history, load_state, needs_dev_full, processes, results, spy
 
 from clipdec import load_run
 from clipdec.training import run
@@ -44,10 +43,6 @@ def assert_goes_on(train, undisturbed, tmp_path):
             assert mine | varying == pytest.approx(theirs | varying, rel=1e-5)
 
     return resume
-
-
-def load_state(folder):
-    return torch.load(folder / "state.pt", weights_only=True)
 
 
 def position(folder):
@@ -185,7 +180,8 @@ for write, *what in ((folder.save_state, {{"x": torch.ones(1_000_000)}}), (folde
         print("written")
     except OSError as error:
         print("full" if "make room" in str(error) else error)
-print(torch.load(folder.path / "state.pt")["x"].sum().item(), sorted(p.name for p in folder.path.iterdir()))
+state = torch.load(folder.path / "state.pt", weights_only=True)
+print(state["x"].sum().item(), sorted(p.name for p in folder.path.iterdir()))
 """
     mount, unshare = f"mount -t tmpfs -o size=3m tmpfs {tmp_path}", ["unshare", "-rm", "sh", "-c"]
     if not shutil.which("unshare") or subprocess.run([*unshare, mount], capture_output=True).returncode:
