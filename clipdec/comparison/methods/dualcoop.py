@@ -1,0 +1,78 @@
+"""DualCoOp (Sun et al., "Fast Adaptation to Multi-Label Recognition with Limited Annotations", NeurIPS 2022)."""
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clipdec.comparison.methods.text_space import into_text_space
+from clipdec.losses import asymmetric_loss
+from clipdec.towers import load_clip
+
+
+class DualCoOp(nn.Module):
+    """Two learned contexts before every name, one that a label is there, one that it is not; CLIP is frozen.
+
+        t+, t- = text tower of [start] context+/- name "." [end], of length 1;  o+/-_{r,c} = 20 cos(h_r, t+/-_c)
+        a = softmax over r of o+;  s+/- = 5 sum_r a_r o+/-_r;  score = s+ - s-, the logit of softmax(s-, s+)
+
+    Loss: the asymmetric one with exponents 2 (absent) and 1 (present), clip 0.05, on 100 labels drawn in each step, as
+    for NUS-WIDE. Contexts have 64 vectors in zero-shot runs, here half of the text tower's places if that is less (16 of
+    32), from N(0, 0.02). After the paper and its code (dualcoop.py; SGD, lr 1e-3 for NUS-WIDE). h_r: projected patches
+    and the global vector; with windows their global vectors. Here: AdamW, and patches without the value path.
+    """
+
+    DRAWN = 100
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.text = text_tower(sizes.config)
+        self.register_buffer("projection", into_text_space(sizes))
+        self.context = nn.Parameter(0.02 * torch.randn(2, places(self.text), self.text.token_embedding.embedding_dim))
+
+    @staticmethod
+    def encode(config, names):
+        """Names as token ids [L, T], in the places that the contexts leave, cut after the longest."""
+        clip = load_clip(config.text_tower)
+        left = clip.model.positional_embedding.shape[0] - places(clip.model)
+        ids = clip.tokenizer([f"{name}." for name in names], context_length=left)
+        return ids[:, : int(ids.argmax(1).max()) + 1]  # the end has the highest id
+
+    def texts(self, ids):
+        """t+ and t-, each [L, D], of length 1."""
+        text, each = self.text, self.context[:, None].expand(-1, len(ids), -1, -1).flatten(0, 1)  # [2 L, P, W]
+        name = text.token_embedding(ids).repeat(2, 1, 1)  # [2 L, T, W]
+        x = torch.cat([name[:, :1], each, name[:, 1:]], 1)
+        x = text.transformer(x + text.positional_embedding[: x.shape[1]], attn_mask=causal(x.shape[1], x.device))
+        end = ids.argmax(1).repeat(2) + self.context.shape[1]
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), end]) @ text.text_projection
+        return F.normalize(x, dim=-1).chunk(2)
+
+    def forward(self, tokens, vectors, labels):
+        tokens = torch.cat([F.normalize(tokens @ self.projection, dim=-1), vectors[:, None]], 1)
+        positive, negative = (20 * tokens @ text.T for text in self.texts(labels))  # [B, N + 1, L]
+        return 5 * (positive.softmax(1) * (positive - negative)).sum(1)
+
+    def loss(self, tokens, vectors, labels, targets):
+        drawn = torch.randperm(len(labels))[: self.DRAWN].to(labels.device)
+        return asymmetric_loss(self(tokens, vectors, labels[drawn]), targets[:, drawn], gamma_neg=2, gamma_pos=1)
+
+
+def places(text):
+    """How many vectors a context has."""
+    return min(64, text.positional_embedding.shape[0] // 2)
+
+
+def text_tower(config):
+    """The text half of the run's CLIP, frozen. Raises ValueError where it is not built as CLIP's own is."""
+    model = load_clip(config.text_tower).model
+    if not hasattr(model, "token_embedding"):
+        raise ValueError(f"the text tower of {config.text_tower} takes no learned context: give another text_tower")
+    text = deepcopy(model).requires_grad_(False)
+    del text.visual
+    return text
+
+
+def causal(length, device):
+    return torch.full((length, length), float("-inf"), device=device).triu(1)
