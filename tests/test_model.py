@@ -54,6 +54,19 @@ def test_scores_are_logits_and_the_weighted_evidence(tiny, model, queries):
         torch.testing.assert_close(predict(model, tiny.val, queries, given), expected, rtol=0, atol=2e-2)
 
 
+@torch.no_grad()
+def test_windows_come_at_equal_length_and_with_a_place(tiny, queries):
+    model = CLIPDecoder(ImageTower("mini", windows=4), encode_labels(TRAINED), 8, 16, head="residual").eval()
+    tokens, _ = model.tower(model.tower.preprocess(tiny.test.image(0))[None])
+    assert model.places.shape == (5, 16) and not model.places.any()
+    model.places.copy_(torch.randn(5, 16))
+    longer = tokens * torch.tensor([1.0, 2, 3, 4, 5])[:, None]
+    expected = 128**0.5 * tokens / tokens.square().sum(-1, keepdim=True).sqrt()  # of length sqrt(D)
+    logits = model.decoder.decode(model.decoder.embed(expected) + model.places, queries)
+    torch.testing.assert_close(model(longer, queries), logits)
+    assert not torch.allclose(model(tokens.flip(1), queries), logits, atol=1e-3)
+
+
 def test_copies_share_a_frozen_tower_only():
     frozen = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, embed_dim=16, train_tower=False)
     assert deepcopy(frozen).tower is frozen.tower

@@ -145,6 +145,20 @@ def test_attention_on_the_grid_of_the_image_and_of_a_photo_on_its_side(predictor
     assert predictor.explain(tmp_path / "x.jpg", "pizza").shape == (90, 40)
 
 
+def test_attention_to_windows_lies_all_over_them(train, tiny, tmp_path):
+    metrics = train(tmp_path, windows=4)
+    predictor, image = Predictor.load(tmp_path), tiny.test.image(1)
+    found, model = predictor.explain(image, "pizza"), predictor.model
+    with torch.no_grad():
+        encoded = model.tower(model.tower.preprocess(image)[None])
+        _, maps = model.score(*encoded, label_queries(predictor.config, ["pizza"]), need_attention=True)
+    expected = np.full((128, 128), maps[0, 0, 0].item() / 128**2)
+    for weight, (top, left) in zip(maps[0, 0, 1:].tolist(), [(0, 0), (0, 56), (56, 0), (56, 56)], strict=True):
+        expected[top : top + 72, left : left + 72] += weight / 72**2
+    assert found.shape == expected.shape and found.numpy() == pytest.approx(expected, rel=1e-3)
+    assert dict(predictor(image, LABELS)) == pytest.approx(probabilities((tmp_path, metrics), image, LABELS), abs=1e-5)
+
+
 def test_the_calibration_is_that_of_val(predictor, tiny, tiny_run):
     (config, model), seen = load_run(tiny_run[0]), tiny.labels.seen_index
     fitted = fit_calibration(split_scores(model, tiny.val, tiny, config)[:, seen], tiny.val.targets[:, seen])
