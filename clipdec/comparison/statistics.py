@@ -59,11 +59,6 @@ def bootstrap_weights(images, draws=500, seed=0):
     return torch.stack([row.bincount(minlength=images).to(torch.uint8) for row in drawn])
 
 
-def resampled_map(scores, targets, weights):
-    """mAP of samples of the images, [R] in 0..1: of `resampled_ap` the mean over the labels that have a positive."""
-    return resampled_ap(scores, targets, weights).nanmean(0)
-
-
 def resampled_ap(scores, targets, weights):
     """AP of samples of the images: what `average_precision` gives where image m is there weights[r, m] times.
 
