@@ -32,11 +32,14 @@ PROTOCOL = {"epochs": 16, "patience": 4}
 
 
 class Sizes(NamedTuple):
-    """What a method is built for: widths of a token, a global vector and a label vector, and the run's Config."""
+    """What a method is built for: widths of a token, a global vector and a label vector, the vectors [S, D] of the
+    labels in training, and the run's Config.
+    """
 
     token: int
     vector: int
     label: int
+    seen: torch.Tensor
     config: object
 
 
@@ -46,6 +49,8 @@ class Images:
     def __init__(self, tower, split, data, config):
         self.tokens, self.vectors = encode_split(tower, split, data, config)
         self.device = config.device
+        if self.tokens is None:
+            raise ValueError(f"the disk has no room for the tokens of {split.name}, which methods train on: make room")
 
     def __len__(self):
         return len(self.vectors)
@@ -61,14 +66,16 @@ def trained_scores(method, data, config):
     A method may say in `encode(config, names)` what stands for labels in place of the run's label vectors.
     """
     asked, held = held_labels(data.labels, config)
-    labels = getattr(method, "encode", label_queries)(config, data.labels.names).to(config.device)
-    tower = image_tower(config)
+    queries = label_queries(config, data.labels.names)
+    labels = method.encode(config, data.labels.names) if hasattr(method, "encode") else queries
+    labels, tower = labels.to(config.device), image_tower(config)
     train, val, test = (Images(tower, split, data, config) for split in (data.train, data.val, data.test))
-    sizes = Sizes(train.tokens.shape[-1], train.vectors.shape[-1], label_queries(config, ["a"]).shape[-1], config)
+    sizes = Sizes(tower.num_features, tower.embed_dim, queries.shape[1], queries[asked], config)
     torch.manual_seed(config.seed)
     model, began = method(sizes).to(config.device), time.time()
     rows = data.train.targets[:, asked].any(1).nonzero().flatten()
-    judge = lambda model: val_maps(scores_of(model, val, labels[: len(data.labels.seen)]), data.val.targets, asked, held)
+    seen = labels[data.labels.seen_index]
+    judge = lambda model: val_maps(scores_of(model, val, seen), data.val.targets, asked, held)
     found = learn(model, train, rows, data.train.targets[:, asked], labels[asked], judge, config)
     trained = time.time()
     scores = scores_of(model, test, labels)
@@ -91,7 +98,7 @@ def learn(model, images, rows, targets, labels, judge, config):
     for epoch in range(1, config.epochs + 1):
         model.train()
         for part in rows[torch.randperm(len(rows))].tensor_split(steps):
-            asked, _ = sample_labels(targets[part], config.label_samples)
+            asked = sample_labels(targets[part], config.label_samples)[0] if config.label_samples else slice(None)
             loss = model.loss(*images.batch(part), labels[asked], targets[part][:, asked].to(labels.device))
             optimiser.zero_grad()
             loss.backward()

@@ -18,9 +18,10 @@ class DualCoOp(nn.Module):
         a = softmax over r of o+;  s+/- = 5 sum_r a_r o+/-_r;  score = s+ - s-, the logit of softmax(s-, s+)
 
     Loss: the asymmetric one with exponents 2 (absent) and 1 (present), clip 0.05, on 100 labels drawn in each step, as
-    for NUS-WIDE. Contexts have 64 vectors in zero-shot runs, here half of the text tower's places if that is less (16 of
-    32), from N(0, 0.02). After the paper and its code (dualcoop.py; SGD, lr 1e-3 for NUS-WIDE). h_r: projected patches
-    and the global vector; with windows their global vectors. Here: AdamW, and patches without the value path.
+    for NUS-WIDE. After the paper and its code (dualcoop.py; SGD, lr 1e-3 for NUS-WIDE, 50 epochs). h_r: projected
+    patches and the global vector; with windows their global vectors. Here: AdamW, and patches without the value path.
+    Contexts there have 64 vectors from N(0, 0.02); the second starts like that here too, but both are as long as the
+    run's prompt, and the first starts as its words: to a small text tower a name in a place unknown to it means nothing.
     """
 
     DRAWN = 100
@@ -29,13 +30,14 @@ class DualCoOp(nn.Module):
         super().__init__()
         self.text = text_tower(sizes.config)
         self.register_buffer("projection", into_text_space(sizes))
-        self.context = nn.Parameter(0.02 * torch.randn(2, places(self.text), self.text.token_embedding.embedding_dim))
+        words = self.text.token_embedding(prompt_ids(sizes.config)).detach()  # [P, W]
+        self.context = nn.Parameter(torch.stack([words, 0.02 * torch.randn_like(words)]))
 
     @staticmethod
     def encode(config, names):
         """Names as token ids [L, T], in the places that the contexts leave, cut after the longest."""
         clip = load_clip(config.text_tower)
-        left = clip.model.positional_embedding.shape[0] - places(clip.model)
+        left = clip.model.positional_embedding.shape[0] - len(prompt_ids(config))
         ids = clip.tokenizer([f"{name}." for name in names], context_length=left)
         return ids[:, : int(ids.argmax(1).max()) + 1]  # the end has the highest id
 
@@ -59,9 +61,11 @@ class DualCoOp(nn.Module):
         return asymmetric_loss(self(tokens, vectors, labels[drawn]), targets[:, drawn], gamma_neg=2, gamma_pos=1)
 
 
-def places(text):
-    """How many vectors a context has."""
-    return min(64, text.positional_embedding.shape[0] // 2)
+def prompt_ids(config):
+    """Token ids [P] of the words before the name in the run's prompt, or of all if there are none before."""
+    before, _, after = config.prompt.partition("{}")
+    ids = load_clip(config.text_tower).tokenizer([before.strip() or after or "a photo of"])[0]
+    return ids[1 : ids.argmax()]
 
 
 def text_tower(config):

@@ -14,8 +14,8 @@ class LESA(nn.Module):
         s_{m,c} = f_m . W w_c,  s_c = max over m
 
     Loss: ranking + 0.1 spread + 0.001 better + 0.01 apart, see the methods of those names. Constants and formulas are
-    those of github.com/hbdat/cvpr20_LESA (RMSProp, lr 1e-3, batch 32). Here: our tokens in place of VGG's 14 x 14 cells;
-    a linear layer in place of its 2 x 2 convolution before all, as windows lie in no grid; AdamW.
+    those of github.com/hbdat/cvpr20_LESA (RMSProp, lr 1e-3, batch 32). Here: our tokens in place of VGG's 14 x 14
+    cells; a linear layer in place of its 2 x 2 convolution before all, as windows lie in no grid; AdamW.
     """
 
     def __init__(self, sizes, heads=10):

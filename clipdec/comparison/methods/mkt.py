@@ -8,12 +8,12 @@ from clipdec.comparison.methods.text_space import TextSpace
 
 
 class MKT(nn.Module):
-    """Two streams: local, the mean of a label's highest p_r . w_c, and global, d . w_c. Each vector of scores is divided
-    by its L2 norm over the labels asked, and s is the mean of the two. Loss: ranking, and the mean |d - CLIP's own d|.
+    """Two streams: local, the mean of a label's highest p_r . w_c, and global, d . w_c. Each vector of scores is
+    divided by its L2 norm over the labels asked, and s is the mean of the two. Loss: ranking + mean |d - CLIP's own d|.
 
     github.com/sunanhe/MKT, clip_vit.py and engine_nus_first_stage.py: p_r and d by CLIP's projection, trained with the
-    last two blocks of the tower, AdamW, lr 1e-3. Here: the projection alone is trained (`TextSpace`), of tokens that are
-    kept; the 16 highest of its 196 patches are as large a share of ours; stage 2, which trains the text tower's
+    last two blocks of the tower, AdamW, lr 1e-3. Here: the projection alone is trained (`TextSpace`), of tokens that
+    are kept; the 16 highest of its 196 patches are as large a share of ours; stage 2, which trains the text tower's
     embeddings, is left out.
     """
 

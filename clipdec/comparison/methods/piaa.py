@@ -62,7 +62,7 @@ def sure(probability, label, labels):
 
 
 def gaussian(patches, label, probability, text):
-    """(weights [L, D], biases [L]) of the classifier; a label without a patch has its text vector [L, D] as its mean."""
+    """(weights [L, D], biases [L]) of the classifier; a label without a patch has its vector of `text` as its mean."""
     total = torch.zeros(len(text)).index_add(0, label, probability)[:, None]
     mean = torch.zeros_like(text).index_add(0, label, probability[:, None] * patches) / total.clamp(min=1e-12)
     mean = torch.where(total > 0, mean, text)

@@ -3,7 +3,6 @@
 Only the positives, of which an image has few, are held against all labels: memory [positives, L], not [B, L, L].
 """
 
-import torch
 import torch.nn.functional as F
 
 

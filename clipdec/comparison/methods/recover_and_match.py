@@ -10,15 +10,16 @@ SHARP = 100.0  # what CLIP multiplies cosines with
 
 
 class RecoverAndMatch(nn.Module):
-    """q_{r,c} = cos(p_r, w_c), plan T = Sinkhorn of the cost 1 - softmax_c(100 q), with the masses softmax_r(max_c q / 0.1)
-    of tokens and 1 / C of labels;  s_c = C sum_r T_{r,c} q_{r,c} / tau;  score = mean of the softmaxes over labels of s
-    and of 1/0.01 cos(d, w_c); tau, starting at 0.2 (2e-4 for NUS-WIDE's 1,006 labels), and 0.01 are learned.
+    """q_{r,c} = cos(p_r, w_c); plan T = Sinkhorn of the cost 1 - softmax_c(100 q), with the masses
+    softmax_r(max_c q / 0.1) of tokens and 1 / C of labels;  s_c = C sum_r T_{r,c} q_{r,c} / tau;  score = mean of the
+    softmaxes over labels of s and of cos(d, w_c) / t; tau, from 0.2 (2e-4 for NUS-WIDE's 1,006 labels), and t, from
+    0.01 on, are learned.
 
-    While training, the cost of a pair is raised by -0.05 log F, F the part of token r in what untouched CLIP gives label
-    c (softmax over r of 20 softmax_c), for absent labels its lowest. Loss (MMC), of both: one softmax over all pairs of
-    the batch, minus the mean log-probability of the present ones. github.com/EricTan7/RAM, ot_solver.py and mmc_loss.py:
-    100 rounds at most, until the change is below 1e-3, entropy 0.1, 0.15 in training; no gradient through T. Here:
-    adapters in the tower's last blocks, which recover what patches mean, are replaced by `TextSpace`.
+    While training, the cost of a pair is raised by -0.05 log F, F the part of token r in what untouched CLIP gives
+    label c (softmax over r of 20 softmax_c), for absent labels its lowest. Loss (MMC), of both: one softmax over all
+    pairs of the batch, minus the mean log-probability of the present ones. github.com/EricTan7/RAM, ot_solver.py and
+    mmc_loss.py: 100 rounds at most, until the change is below 1e-3; entropy 0.1, 0.15 in training; no gradient through
+    T. Here: adapters in the tower's last blocks, which recover what patches mean, are replaced by `TextSpace`.
     """
 
     def __init__(self, sizes):

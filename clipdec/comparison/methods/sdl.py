@@ -7,7 +7,7 @@ from clipdec.comparison.methods.ranking import by_image, gaps
 
 
 class SDL(nn.Module):
-    """An image is k directions: the mean token goes through one linear layer to A [k, D];  s_c = max over k of a_k . w_c.
+    """An image is k directions: one linear layer takes the mean token to A [k, D];  s_c = max over k of a_k . w_c.
 
     Loss of an image: 2 ((1 - l) (1 + V) sum over pairs log(1 + exp(s_n - s_p)) / |P| + l R), mean over images, with V
     the variance of its labels' vectors and R that of A over k, both summed over dimensions; k = 7 and l = 0.3, as the

@@ -14,7 +14,7 @@ def mask_clip_scores(data, config):
     """MaskCLIP (Zhou et al., "Extract Free Dense Labels from CLIP", ECCV 2022): cosine of a label with its best patch,
     [M, L], where the last attention is replaced by its value path: out(v) of the patch itself.
 
-    The paper segments, with the label of the highest cosine in each patch; here the highest patch answers for the image.
+    The paper segments, with the label of the highest cosine in each patch; here the best patch answers for the image.
     """
     text = clip_text(data.labels, config, (config.prompt,))
     return torch.cat([(patches @ text.T).amax(1) for patches in value_patches(data.test, config)])
