@@ -79,9 +79,8 @@ def trained_scores(method, data, config):
     found = learn(model, train, rows, data.train.targets[:, asked], labels[asked], judge, config)
     trained = time.time()
     scores = scores_of(model, test, labels)
-    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
     seconds = {"training_seconds": trained - began, "scoring_seconds": time.time() - trained}
-    return scores, found | {"weights": weights} | seconds
+    return scores, found | {"weights": count_weights(model)} | seconds
 
 
 def learn(model, images, rows, targets, labels, judge, config):
@@ -118,6 +117,11 @@ def _groups(model, decay):
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices, others = ([p for p in trained if (p.ndim > 1) == many] for many in (True, False))
     return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def count_weights(model):
+    """Numbers that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ class DualCoOp(nn.Module):
     for NUS-WIDE. After the paper and its code (dualcoop.py; SGD, lr 1e-3 for NUS-WIDE, 50 epochs). h_r: projected
     patches and the global vector; with windows their global vectors. Here: AdamW, and patches without the value path.
     Contexts there have 64 vectors from N(0, 0.02); the second starts like that here too, but both are as long as the
-    run's prompt, and the first starts as its words: to a small text tower a name in a place unknown to it means nothing.
+    run's prompt, and the first starts as its words: names in places unknown to a small text tower mean nothing to it.
     """
 
     DRAWN = 100
