@@ -90,10 +90,10 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
 
 def _can_run(name, config):
     """Whether the run's towers have what a system needs; says so if not."""
-    own, missing = config.image_tower == config.text_tower and not config.label_embeddings, ""
-    if patch_projection(config) is None and (name in field.OF_PATCHES or name in field.OF_ONE_CLIP and not budget(name)):
+    missing, of_patches = "", name in field.OF_PATCHES or name in field.OF_ONE_CLIP and not budget(name)
+    if of_patches and patch_projection(config) is None:
         missing = "this CLIP has no projection for its patches"
-    elif name in field.OF_ONE_CLIP and not own:
+    if name in field.OF_ONE_CLIP and (config.image_tower != config.text_tower or config.label_embeddings):
         missing = "images and labels are not encoded by one CLIP"
     if missing:
         print(f"{name} is left out: {missing}", flush=True)
