@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipdec.comparison.ablations import ablate
 from clipdec.comparison.report import write_report
-from clipdec.comparison.systems import SYSTEMS, compare
+from clipdec.comparison.systems import CHANGES, SYSTEMS, compare
 from clipdec.training.config import read_settings
 from clipdec.training.run_folder import without_nan
 
@@ -58,7 +58,7 @@ def _arguments(arguments):
     args = parser.parse_args(arguments)
     if args.seeds < 1 or args.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, got {args.seeds} and {args.jobs}")
-    if not args.word_vectors and (args.ablations or {"ml_decoder", "conse"} & set(args.systems)):
+    if not args.word_vectors and (args.ablations or any("label_embeddings" in CHANGES[name] for name in args.systems)):
         parser.error("ml_decoder, conse and the ablations need --word-vectors, as data_prep.word_vectors makes them")
     return args
 
