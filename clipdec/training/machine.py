@@ -16,6 +16,11 @@ def peak_memory_mb(device="cpu"):
     return peak_resident_mb()
 
 
+def device_name(device):
+    """"NVIDIA H100", "cpu"."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
 def duration(seconds):
     """"2 min 5 s" """
     minutes, seconds = divmod(math.ceil(seconds), 60)
