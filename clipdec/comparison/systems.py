@@ -12,6 +12,7 @@ import torch
 from clipdec.comparison.methods import conse, raw_clip
 from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_map
 from clipdec.data import load_data
+from clipdec.metrics import average_precision
 from clipdec.towers import ImageTower
 from clipdec.training.build import image_tower, load_run
 from clipdec.training.config import Config
@@ -115,6 +116,8 @@ def run_system(name, config, resume=False):
     if config.as_author:
         row["as_author"] = found["config"]["as_author"]  # of "all", those that the settings and the data allow
     weights, unseen = bootstrap_weights(len(targets)), data.labels.unseen_index
+    precisions = 100 * average_precision(scores[:, unseen], targets[:, unseen])
+    row["unseen_ap"] = {name: round(ap, 2) for name, ap in zip(data.labels.unseen, precisions.tolist())}
     zsl = resampled_map(scores[:, unseen], targets[:, unseen], weights)
     return row, {"zsl": 100 * zsl, "gzsl": 100 * resampled_map(scores, targets, weights)}
 
