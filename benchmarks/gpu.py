@@ -84,8 +84,8 @@ def line(what, function, seconds):
         speed, tower, memory, note = apart(function, method=METHOD, seconds=seconds)
     except RuntimeError as error:
         return f"| {what} | | | | | {' '.join(str(error).split())[:300].replace('|', '/')} |"
-    ratio = f"{tower:.0f} | {speed / tower:.2f}" if tower else " | "
-    return f"| {what} | {speed:.0f} | {ratio} | {memory:.0f} | {note} |"
+    alone = f"{tower:.0f} | {speed / tower:.2f}" if tower else "|"
+    return f"| {what} | {speed:.0f} | {alone} | {memory:.0f} | {note} |"
 
 
 def table(rows, cards):
