@@ -107,7 +107,7 @@ def main():
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: torch finds no GPU here: run it on a machine that has one")
-    about = f"Printed by `python -m benchmarks.gpu`: {machine('cuda')}, {torch.cuda.device_count()} cards."
+    about = f"Printed by `python -m benchmarks.gpu`: {machine('cuda')}; cards: {torch.cuda.device_count()}."
     turns = "A step and one of the tower alone, TResNet-M, were measured in turns, in one process."
     lines = ["# Training on a GPU", "", about, turns, "", HEAD]
     print("\n".join(lines), flush=True)
