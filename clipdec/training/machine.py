@@ -12,7 +12,7 @@ from clipdec.training.memory import peak_resident_mb
 def peak_memory_mb(device="cpu"):
     """Peak memory in MB: of a GPU what torch has allocated there, else the resident memory of this process."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 1e6
+        return torch.cuda.max_memory_allocated(device) / 1e6
     return peak_resident_mb()
 
 
