@@ -3,6 +3,7 @@
 import json
 from statistics import fmean, stdev
 
+from clipdec.comparison.statistics import is_difference
 from clipdec.training.config import AS_AUTHOR
 from clipdec.training.report import dashed
 
@@ -17,6 +18,10 @@ NAMES = {
 }  # fmt: skip
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
 TASKS = "zsl", "gzsl"
+INTERVAL = """\
+Paired by seed and image. The interval holds 95 % of what the mean would be if the seeds (by Student's t) and the \
+test images (bootstrap, 500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is \
+called a difference."""
 
 
 def table(head, rows):
@@ -56,10 +61,15 @@ def system_table(rows, task):
     return table(["", *FIGURES.values()], [[NAMES[name], *cells(each)] for name, each in by(rows, "system")])
 
 
+def measured(found):
+    """[mean, interval] of a difference, the mean in bold if it may be called a difference."""
+    return [f"**{signed(found['mean'])}**" if is_difference(found) else signed(found["mean"]), span(*found["interval"])]
+
+
 def difference_table(differences):
     """Differences of mAP between systems, with their intervals."""
     title = lambda a, b: f"{NAMES[a]} − {NAMES[b]}"
-    cells = lambda d: [signed(d["mean"]), span(d["min"], d["max"]), span(*d["interval"])]
+    cells = lambda d: [measured(d)[0], span(d["min"], d["max"]), measured(d)[1]]
     head = ["", *(f"{task} {what}" for task in ("ZSL", "GZSL") for what in ("mean", "by seed", "95 % interval"))]
     return table(head, [[title(*d["systems"]), *cells(d["zsl"]), *cells(d["gzsl"])] for d in differences])
 
@@ -74,12 +84,32 @@ def calibration_table(rows):
     return table(["", "F1@3", "calibrated", "F1@5", "calibrated", "offset, logits"], lines)
 
 
+def prevalence_table(rows):
+    """mAP of unseen, seen and all labels, as it is and where all labels are equally frequent."""
+    parts, lines = {"zsl": "unseen", "seen": "seen", "gzsl": "all"}, []
+    for name, each in by([row for row in rows if row.get("equal_prevalence")], "system"):
+        cells = [mean_sd([row[part].get("map") for row in each]) for part in parts]
+        equal = [mean_sd([row["equal_prevalence"][part] for row in each]) for part in parts]
+        lines.append([NAMES[name], *cells, *equal])
+    return table(["", *parts.values(), *(f"{kind}, equal" for kind in parts.values())], lines)
+
+
+def reliability_table(rows):
+    """How far the calibrated probabilities of seen and of unseen labels can be believed on test."""
+    figures = {"log_loss_skill": "skill", "gap_from_0.1": "gap", "pairs_from_0.1": "pairs"}
+    kinds, lines = ("seen", "unseen"), []
+    for name, each in by([row for row in rows if "reliability" in row], "system"):
+        found = [[row["reliability"].get(kind, {}).get(figure) for row in each] for kind in kinds for figure in figures]
+        lines.append([NAMES[name], *map(mean_sd, found)])
+    return table(["", *(f"{kind}: {figure}" for kind in kinds for figure in figures.values())], lines)
+
+
 def ablation_table(group, ablations):
     """One group of ablations: mAP on val of the labels held out and of those in training, and on test ZSL and GZSL mAP,
     the difference to the group's first setting, and its 95 % interval.
     """
     rows, differences = ([d for d in ablations[part] if d["group"] == group] for part in ("rows", "differences"))
-    found = {(d["setting"], t): [signed(d[t]["mean"]), span(*d[t]["interval"])] for d in differences for t in TASKS}
+    found = {(d["setting"], t): measured(d[t]) for d in differences for t in TASKS}
     lines = []
     for setting, each in by(rows, "setting"):
         cells = [[mean_sd([row[t].get("map") for row in each]), *found.get((setting, t), ["", ""])] for t in TASKS]
@@ -118,11 +148,17 @@ on val, by labels held out of the training and labels in it; test labels choose 
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
-        "## Differences of mAP", "Paired by seed and image. The interval is that of the mean over the seeds when the "
-        "test images are drawn again (bootstrap, 500 draws); the seeds are taken as given.",
-        difference_table(summary["differences"]),
+        "## Differences of mAP", INTERVAL, difference_table(summary["differences"]),
+        "## mAP at equal prevalence",
+        "AP is lower for a rarer label at one quality of ranking. On the right the images without a label are weighed "
+        "so that every label is in the same share of them, that of the unseen labels on average: only there do seen "
+        "and unseen labels, and so GZSL and ZSL, compare.", prevalence_table(rows),
         "## GZSL with an offset between seen and unseen labels",
         "mAP does not change: it ranks images, one label at a time.", calibration_table(rows),
+        "## Probabilities", "Calibrated on the seen labels of val, judged on test. Skill: how much lower the log-loss "
+        "is than that of the base rate everywhere, in percent; that base rate is read from test, so 0 is as good as to "
+        "know it and nothing else. Gap: between probability and share, in points, over the pairs of image and label "
+        "with a probability of at least 0.1, and their part of all pairs in percent.", reliability_table(rows),
     ]  # fmt: skip
 
 
@@ -135,7 +171,7 @@ def _single_objects(rows):
 def _ablations(ablations):
     rows, seeds = ablations["rows"], len(by(ablations["rows"], "seed"))
     about = f"""One change at a time, {rows[0]["epochs"]} epochs, {seeds} seed{"s" * (seeds > 1)}. Differences are to \
-the group's first row; the interval is that of the test images. All runs share \
+the group's first row. {INTERVAL} All runs share \
 {_listed(ablations["base"]) or "the settings of the preset"}."""
     if followed := [row["as_author"] for row in rows if row["setting"] == "all"]:
         about += f" `all` follows {points(followed[0])}."

@@ -17,7 +17,7 @@ from clipdec import Config, fit, load_data
 from clipdec.comparison import __main__ as command_line
 from clipdec.comparison import ablations, systems
 from clipdec.comparison.report import mean_sd
-from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_map
+from clipdec.comparison.statistics import bootstrap_weights, difference, interval, is_difference, resampled_ap
 from clipdec.comparison.systems import SYSTEMS, TRAINED, WORDS
 from clipdec.metrics import average_precision
 from clipdec.training.run_folder import read_history
@@ -68,7 +68,7 @@ def test_every_system_has_a_row_for_every_seed(table):
 
 def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, small):
     for row in table[2]:
-        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npz")["scores"]
+        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npz")["test"]
         for task, first in (("zsl", len(small.labels.seen)), ("gzsl", 0)):
             s, t = scores[:, first:], small.test.targets[:, first:].numpy()
             aps = [average_precision_score(t[:, i], s[:, i]) for i in range(t.shape[1]) if t[:, i].any()]
@@ -88,6 +88,7 @@ def test_a_trained_row_is_that_of_its_run(table):
     for row in [row for row in table[2] if row["system"] in TRAINED]:
         metrics = json.loads((table[0] / f"runs/small/{row['system']}-{row['seed']}/metrics.json").read_text())
         assert all(row[part] == pytest.approx(metrics[part], abs=1e-4) for part in (*TASKS, "seen"))
+        assert row["reliability"] == metrics["reliability"] and row["equal_prevalence"] == metrics["equal_prevalence"]
 
 
 def test_resume_takes_what_is_there(table, no_processes):
@@ -127,15 +128,52 @@ def test_differences_are_paired(small):
     def result(bonus):
         scores = torch.randn(targets.shape) + bonus * targets
         figures = {"map": 100 * average_precision(scores, targets).nanmean().item()}
-        return [dict.fromkeys(TASKS, found) for found in (figures, 100 * resampled_map(scores, targets, weights))]
-    better, worse = ([result(bonus) for _ in range(3)] for bonus in (1, 0))  # three seeds of each
+        draws = 100 * resampled_ap(scores, targets, weights).nanmean(0)
+        return [dict.fromkeys(TASKS, found) for found in (figures, draws)]
+    better, worse = ([result(bonus) for _ in range(3)] for bonus in (4, 0))  # three seeds of each
     found = difference(better, worse)["zsl"]
     each = [a["zsl"]["map"] - b["zsl"]["map"] for (a, _), (b, _) in zip(better, worse)]
     assert (found["mean"], found["min"], found["max"]) == pytest.approx((np.mean(each), min(each), max(each)))
-    draws = np.mean([(a["zsl"] - b["zsl"]).numpy() for (_, a), (_, b) in zip(better, worse)], axis=0)
-    assert found["interval"] == pytest.approx([*np.quantile(draws, [0.025, 0.975]) - draws.mean() + np.mean(each)])
-    assert 0 < found["interval"][0] < found["mean"] < found["interval"][1]
-    assert difference(better, better)["gzsl"] == {"mean": 0, "min": 0, "max": 0, "interval": [0, 0]}
+    draws = torch.stack([a["zsl"] - b["zsl"] for (_, a), (_, b) in zip(better, worse)])
+    assert found["interval"] == pytest.approx(interval(torch.tensor(each).double(), draws))
+    assert 0 < found["interval"][0] < found["mean"] < found["interval"][1] and is_difference(found)
+    same = difference(better, better)["gzsl"]
+    assert same == {"mean": 0, "min": 0, "max": 0, "interval": [0, 0]} and not is_difference(same)
+    alone = difference(better[:1], worse[:1])["zsl"]
+    assert np.isnan(alone["interval"]).all() and not is_difference(alone)
+
+
+def test_intervals_are_those_of_their_parts():
+    """Of the seeds alone Student's t, of the images alone their bootstrap, of both about the root of their squares."""
+    each, none = torch.tensor([1.0, 2.0, 4.0, 4.5, 6.0], dtype=torch.float64), torch.zeros(5, 100, dtype=torch.float64)
+    half = 2.7764 * each.std().item() / 5**0.5  # 97.5 % of t with four degrees of freedom
+    assert interval(each, none) == pytest.approx([3.5 - half, 3.5 + half], rel=0.02)
+    draws = torch.randn(5, 500, dtype=torch.float64) * torch.arange(1, 6)[:, None] + 7  # repeated images raise AP
+    images = draws.mean(0)
+    quantiles = images.quantile(torch.tensor([0.025, 0.975]).double()) - images.mean()
+    assert interval(torch.full((5,), 3.5).double(), draws) == pytest.approx((3.5 + quantiles).tolist(), abs=0.02)
+    low, high = interval(each, draws)
+    assert high - 3.5 > half and 3.5 - low > half
+    assert high - low == pytest.approx(2 * (half**2 + (quantiles.diff().item() / 2) ** 2) ** 0.5, rel=0.1)
+    draws[:, :50] = float("nan")  # samples without a positive
+    assert np.isfinite(interval(each, draws)).all() and np.isnan(interval(each, draws * float("nan"))).all()
+
+
+def test_intervals_hold_the_difference_as_often_as_they_say():
+    """Simulated differences: a true one of 1, moved by the seed, the image, and the seed at the image. Without the
+    seeds' share the interval would hold it too seldom.
+    """
+    torch.manual_seed(0)
+    seeds, images, weights, held = 5, 60, bootstrap_weights(60, draws=100).double() / 60, torch.zeros(2)
+    for _ in range(250):
+        moves = 2 * torch.randn(seeds, 1) + 6 * torch.randn(1, images) + 3 * torch.randn(seeds, images)
+        values = 1 + moves.double()
+        draws, alone = values @ weights.T, torch.full((seeds,), values.mean().item(), dtype=torch.float64)
+        for i, each in enumerate((values.mean(1), alone)):
+            low, high = interval(each, draws)
+            held[i] += low < 1 < high
+    both, images_alone = (held / 250).tolist()
+    assert 0.93 <= both <= 0.99 and images_alone < 0.85
 
 
 def test_test_labels_change_no_weight_and_no_threshold(small, tmp_path):
