@@ -4,13 +4,14 @@ from pathlib import Path
 
 from clipdec.comparison import systems
 from clipdec.comparison.statistics import difference
-from clipdec.comparison.systems import AUGMENTED, PAPER, WORDS
+from clipdec.comparison.systems import PAPER, WORDS
 from clipdec.data import load_data
 from clipdec.training.author import followed
 from clipdec.training.config import AS_AUTHOR, Config
 from clipdec.training.run_folder import read_history
 from clipdec.training.scores import held_labels
 
+AUGMENTED = PAPER | {"augment": True}  # as the author's code trains
 SENTENCE = "one more sentence about {} here"
 BALANCES = {"1/56": 1 / 56, "1/5": 0.2, "5": 5.0, "56": 56.0}  # 56: the batch that makes 1/56 of the author's alpha 1
 POINTS = [point for point in AS_AUTHOR if point != "cutout_first"]  # which needs augmented images

@@ -11,9 +11,7 @@ NAMES = {
     "raw_clip": "raw CLIP, one prompt", "raw_clip_ensemble": "raw CLIP, mean of four prompts",
     "raw_clip_softmax": "raw CLIP, softmax over all labels", "raw_clip_patch": "raw CLIP, best patch",
     "conse": "CONSE, word vectors", "ml_decoder": "ML-Decoder, word vectors",
-    "clip_decoder_author": "CLIP-Decoder, the author's code",
-    "clip_decoder_augmented": "CLIP-Decoder, the paper's head, augmented",
-    "clip_decoder": "CLIP-Decoder, the paper's head",
+    "clip_decoder_author": "CLIP-Decoder, the author's code", "clip_decoder": "CLIP-Decoder, the paper's head",
     "best": "CLIP-Decoder, this repository's head",
 }  # fmt: skip
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
@@ -144,7 +142,7 @@ on val, by labels held out of the training and labels in it; test labels choose 
     if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
         about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
     if author:
-        about += f"\n\nThe row of the author's code is augmented and follows {points(author[0])}."
+        about += f"\n\nThe row of the author's code follows {points(author[0])}."
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
