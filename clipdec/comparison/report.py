@@ -16,10 +16,18 @@ NAMES = {
 }  # fmt: skip
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
 TASKS = "zsl", "gzsl"
+EQUAL = """\
+AP is lower for a rarer label at one quality of ranking. In the columns *equal* the images without a label are weighed \
+so that every label is in the same share of them, that of the unseen labels on average: only there do seen and unseen \
+labels, and so GZSL and ZSL, compare."""
+BELIEVED = """\
+Calibrated on the seen labels of val, judged on test. *Skill* is how much lower the log-loss is than that of the base \
+rate everywhere, in percent. That base rate is read from test: 0 is as good as to know it and nothing else. *Gap* is \
+the one between probability and share, in points, over the pairs of image and label with a probability of 0.1 or more; \
+*pairs* is their part of all pairs, in percent."""
 INTERVAL = """\
-Paired by seed and image. The interval holds 95 % of what the mean would be if the seeds (by Student's t) and the \
-test images (bootstrap, 500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is \
-called a difference."""
+Paired by seed and image. The interval is the 95 % one of the mean if seeds (Student's t) and test images (bootstrap, \
+500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is called a difference."""
 
 
 def table(head, rows):
@@ -147,16 +155,10 @@ on val, by labels held out of the training and labels in it; test labels choose 
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
         "## Differences of mAP", INTERVAL, difference_table(summary["differences"]),
-        "## mAP at equal prevalence",
-        "AP is lower for a rarer label at one quality of ranking. On the right the images without a label are weighed "
-        "so that every label is in the same share of them, that of the unseen labels on average: only there do seen "
-        "and unseen labels, and so GZSL and ZSL, compare.", prevalence_table(rows),
+        "## mAP at equal prevalence", EQUAL, prevalence_table(rows),
         "## GZSL with an offset between seen and unseen labels",
         "mAP does not change: it ranks images, one label at a time.", calibration_table(rows),
-        "## Probabilities", "Calibrated on the seen labels of val, judged on test. Skill: how much lower the log-loss "
-        "is than that of the base rate everywhere, in percent; that base rate is read from test, so 0 is as good as to "
-        "know it and nothing else. Gap: between probability and share, in points, over the pairs of image and label "
-        "with a probability of at least 0.1, and their part of all pairs in percent.", reliability_table(rows),
+        "## Probabilities", BELIEVED, reliability_table(rows),
     ]  # fmt: skip
 
 
