@@ -14,12 +14,13 @@ from clipdec.comparison.methods.raw_clip import patch_projection
 from clipdec.comparison.protocol import FACTORS, PROTOCOL, count_weights, trained_scores
 from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_ap
 from clipdec.data import load_data
+from clipdec.metrics import average_precision
 from clipdec.towers import ImageTower, windows_of
 from clipdec.training.author import followed
 from clipdec.training.build import image_tower, load_run
-from clipdec.training.config import SWITCHES, Config, read_settings
+from clipdec.training.config import Config, read_settings
 from clipdec.training.inputs import changed, inputs_of
-from clipdec.training.machine import versions
+from clipdec.training.machine import device_name, versions
 from clipdec.training.report import dashed, full_report
 from clipdec.training.run import fit
 from clipdec.training.run_folder import RunFolder, check_out_dir, read_history, read_scores, write_scores
@@ -27,13 +28,12 @@ from clipdec.training.scores import split_scores
 from clipdec.training.tokens import encode_split
 
 WORDS = {"label_embeddings": "WORDS"}  # `with_words` puts the file of word vectors there
-DEFECTS = tuple(SWITCHES.values())  # of the author's code, as names of `as_author`
 PAPER = {"head": "ml_decoder"}
 TRAINED = {  # heads that `fit` trains, and what each sets otherwise than the run's Config
     "ml_decoder": PAPER | {"alpha": 0.0} | WORDS | BUDGETS[""],
     "ml_decoder_5": PAPER | {"alpha": 0.0} | WORDS | BUDGETS["_5"],
     "ml_decoder_windows": PAPER | {"alpha": 0.0} | WORDS | BUDGETS["_windows"],
-    "clip_decoder_author": PAPER | {"hold_out": 0.0, "patience": 0, "as_author": ", ".join(DEFECTS)} | BUDGETS[""],
+    "clip_decoder_author": PAPER | {"hold_out": 0.0, "patience": 0, "as_author": "all"} | BUDGETS[""],
     "clip_decoder": PAPER | BUDGETS[""],
     "clip_decoder_5": PAPER | BUDGETS["_5"],
     "clip_decoder_windows": PAPER | BUDGETS["_windows"],
@@ -47,12 +47,13 @@ SYSTEMS = list(CHANGES)
 TUNED = METHODS.keys() | TRAINED.keys() - {"clip_decoder_author"}  # which choose their learning rate by the protocol
 PAIRS = [(f"best{end}", name) for end in BUDGETS for name in SYSTEMS if budget(name) == end and name != f"best{end}"]
 PAIRS += [(f"clip_decoder{end}", f"ml_decoder{end}") for end in BUDGETS]
+PAIRS += [("clip_decoder", "clip_decoder_author")]
 KEPT = "zsl gzsl seen zsl_without_twins equal_prevalence protocol gzsl_calibrated seen_offset reliability".split()
-KEPT += "clip_weight best_epoch val_map weights training_seconds scoring_seconds".split()
+KEPT += "clip_weight best_epoch seconds val_map weights training_seconds scoring_seconds".split()
 
 
 def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=False, settings_file=None):
-    """Run `systems` with every seed: (rows of results, {"differences" of PAIRS, "threads", "versions"}).
+    """Run `systems` with every seed: (rows of results, {"differences" of PAIRS and what `machine` says}).
 
     Those of TUNED run with seed 0 at each learning rate of the protocol first, and with the other seeds at the one that
     val prefers. Those of FREE have no seed: they run once.
@@ -84,8 +85,13 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
             again = command(name, base, word_vectors, seed, chosen[name], settings_file)
             results[name].append((row | {"seed": seed, "command": again}, maps))
     differences = [{"systems": [a, b]} | difference(results[a], results[b]) for a, b in PAIRS if {a, b} <= {*systems}]
-    about = {"differences": differences, "threads": max(1, torch.get_num_threads() // jobs), "versions": versions()}
-    return [row for each in results.values() for row, _ in each], about
+    return [row for each in results.values() for row, _ in each], {"differences": differences} | machine(base, jobs)
+
+
+def machine(base, jobs):
+    """What the results say of the machine that they were made on."""
+    device, threads = device_name(Config(**base).device), max(1, torch.get_num_threads() // jobs)
+    return {"device": device, "threads": threads, "versions": versions()}
 
 
 def _can_run(name, config):
@@ -143,12 +149,21 @@ def run_system(name, config, resume=False):
         with open(path / "log.txt", "w", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
             scores, costs = (fitted if name in TRAINED else computed)(name, data, config)
         metrics = _keep(path, name, config, made_of, scores, costs, data)
-    about = {"block": block(name), "passes": 1 + len(windows_of(config.windows)), "lr": config.lr}
-    if name in field.PUBLISHED:
-        about["published"] = dict(zip(("zsl", "gzsl"), field.PUBLISHED[name]))
-    row = {"system": name, "seed": config.seed} | about | {key: metrics[key] for key in KEPT if key in metrics}
     precisions = 100 * resampled_ap(scores, data.test.targets, bootstrap_weights(len(scores)))  # [L, R]
-    return row, {"zsl": precisions[data.labels.unseen_index].nanmean(0), "gzsl": precisions.nanmean(0)}
+    unseen = precisions[data.labels.unseen_index]
+    return _row(name, config, metrics, scores, data), {"zsl": unseen.nanmean(0), "gzsl": precisions.nanmean(0)}
+
+
+def _row(name, config, metrics, scores, data):
+    row = {"system": name, "seed": config.seed, "block": block(name), "lr": config.lr}
+    row |= {"passes": 1 + len(windows_of(config.windows))} | {key: metrics[key] for key in KEPT if key in metrics}
+    if name in field.PUBLISHED:
+        row["published"] = dict(zip(("zsl", "gzsl"), field.PUBLISHED[name]))
+    if config.as_author:
+        row["as_author"] = metrics["config"]["as_author"]  # of "all", those that the settings and the data allow
+    unseen = data.labels.unseen_index
+    ap = 100 * average_precision(scores[:, unseen], data.test.targets[:, unseen])
+    return row | {"unseen_ap": {name: round(value, 2) for name, value in zip(data.labels.unseen, ap.tolist())}}
 
 
 def block(name):

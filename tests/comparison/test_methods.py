@@ -110,4 +110,5 @@ def test_piaa_keeps_the_purest_and_fits_them():
     weight, bias = piaa.gaussian(x, label, value, text)
     close(weight, mean @ precision)
     close(bias, torch.stack([-m @ precision @ m / 2 for m in mean]))
-    close(piaa.sure(value, label, 6)[:5], torch.stack([value[each].mean() + value[each].std(correction=0) for each in of]))
+    above = torch.stack([value[each].mean() + value[each].std(correction=0) for each in of])
+    close(piaa.sure(value, label, 6)[:5], above)
