@@ -38,6 +38,11 @@ the one between probability and share, in points, over the pairs of image and la
 INTERVAL = """\
 Paired by seed and image. The interval is the 95 % one of the mean if seeds (Student's t) and test images (bootstrap, \
 500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is called a difference."""
+COSTS = """\
+Training-free: from CLIP alone, PIAA from unlabelled training images too. Transductive: from all test images at once. \
+Trained on seen labels: all by one protocol (`clipdec/comparison/protocol.py`), the author's code but for its own. \
+Tower passes are those of an image; their seconds are left out where what they give is kept. NUS-WIDE: mAP as \
+published, where its source could be read, with other towers and images."""
 
 
 def table(head, rows):
@@ -75,6 +80,18 @@ def system_table(rows, task):
     """A task's figures of every system, mean and standard deviation over the seeds."""
     cells = lambda each: [mean_sd([row[task].get(figure) for row in each]) for figure in FIGURES]
     return table(["", *FIGURES.values()], [[NAMES[name], *cells(each)] for name, each in by(rows, "system")])
+
+
+def cost_table(rows):
+    """What every system learned from, what it takes, and the mAP that its authors or tables report on NUS-WIDE."""
+    head = ["", "learned from", "tower passes", "weights", "training, s", "scoring, s", "NUS-WIDE ZSL", "GZSL"]
+    lines = []
+    for name, each in by(rows, "system"):
+        first = each[0]
+        seconds = [mean_sd([row[f"{what}_seconds"] for row in each]) for what in ("training", "scoring")]
+        published = [dashed(first.get("published", {}).get(task), ".1f") for task in TASKS]
+        lines.append([NAMES[name], first["block"], str(first["passes"]), f"{first['weights']:,}", *seconds, *published])
+    return table(head, lines)
 
 
 def measured(found):
@@ -164,6 +181,7 @@ on val, by labels held out of the training and labels in it; test labels choose 
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
+        "## What each takes", COSTS, cost_table(rows),
         "## Differences of mAP", INTERVAL, difference_table(summary["differences"]),
         "## mAP at equal prevalence", EQUAL, prevalence_table(rows),
         "## GZSL with an offset between seen and unseen labels",
