@@ -82,7 +82,7 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
     for name in systems:
         for seed in range(seeds):
             row, maps = found[name, 0 if name in FREE else seed, chosen[name]]
-            again = command(name, base, word_vectors, seed, chosen[name], settings_file)
+            again = command(name, base, word_vectors, seed, settings_file, chosen[name])
             results[name].append((row | {"seed": seed, "command": again}, maps))
     differences = [{"systems": [a, b]} | difference(results[a], results[b]) for a, b in PAIRS if {a, b} <= {*systems}]
     return [row for each in results.values() for row, _ in each], {"differences": differences} | machine(base, jobs)
@@ -223,7 +223,7 @@ def system_config(name, base, word_vectors, seed, factor, folder):
     return Config(**settings | {"lr": lr, "seed": seed, "out_dir": str(folder)})
 
 
-def command(name, base, word_vectors, seed, factor=1.0, settings_file=None):
+def command(name, base, word_vectors, seed, settings_file=None, factor=1.0):
     """What makes a row again."""
     if name in TRAINED:
         chosen = {"lr": system_config(name, base, word_vectors, seed, factor, "").lr} if factor != 1 else {}
