@@ -9,31 +9,32 @@ BLOCK = 32  # labels whose scores are sorted at a time
 NAN = float("nan")
 
 
-def average_precision(scores, targets):
+def average_precision(scores, targets, prevalence=None):
     """AP of each label: images sorted by its score, mean of the precision at each positive, no interpolation.
 
     Images with equal scores enter together, so the result does not depend on their order (as scikit-learn's).
 
-    Args: scores, targets [M, L] over M images; targets 0 or 1.
+    Args: scores, targets [M, L] over M images, targets 0 or 1; prevalence above 0, if given: a label's negatives weigh
+        so much that it is in this share of the images. At one quality of ranking AP is lower for a rarer label.
     Returns: float64 [L] in 0..1, nan where a label has no positive.
     Raises: ValueError if the shapes differ or a score is not finite.
     """
     scores, targets = (x.cpu().numpy() for x in check(scores, targets))
-    starts = range(0, scores.shape[1], BLOCK)
-    blocks = [(scores[:, i : i + BLOCK], targets[:, i : i + BLOCK]) for i in starts]
+    part = lambda i: _average_precision(scores[:, i : i + BLOCK], targets[:, i : i + BLOCK], prevalence)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts outside the interpreter's lock
-        parts = [np.empty(0), *pool.map(_average_precision, *zip(*blocks))] if blocks else [np.empty(0)]
-    return torch.from_numpy(np.concatenate(parts))
+        return torch.from_numpy(np.concatenate([np.empty(0), *pool.map(part, range(0, scores.shape[1], BLOCK))]))
 
 
-def _average_precision(scores, targets):
+def _average_precision(scores, targets, prevalence):
     """AP of a few labels. Only positives are ranked: one has as many images at or above it as sorting counts."""
     ap = np.full(scores.shape[1], np.nan)
     for label, (column, positive) in enumerate(zip(np.sort(scores.T), targets.T)):
         hits = np.sort(scores[positive, label])  # rising
         if len(hits):
             rank = len(column) - np.searchsorted(column, hits)  # images with this score or a higher one
-            ap[label] = np.mean((len(hits) - np.searchsorted(hits, hits)) / rank)
+            true, others = len(hits) - np.searchsorted(hits, hits), max(1, len(column) - len(hits))
+            weight = 1 if prevalence is None else (1 / prevalence - 1) * len(hits) / others  # of a negative
+            ap[label] = np.mean(true / (true + weight * (rank - true)))
     return ap
 
 
@@ -73,9 +74,8 @@ def zsl_report(scores, targets, labels, keep="all"):
         rows = t.any(1) if keep == "relevant" else torch.ones(len(t), dtype=torch.bool)
         kept[part] = int(rows.sum())
         report[part] = _figures(s[rows], t[rows]) if t.shape[1] and kept[part] else {}
-    without = int((~targets.any(0)).sum())
-    protocol = {"keep": keep, "test_images": len(targets), "images_kept": kept, "labels_without_positives": without}
-    return report | {"protocol": protocol}
+    protocol = {"keep": keep, "test_images": len(targets), "images_kept": kept}
+    return report | {"protocol": protocol | {"labels_without_positives": int((~targets.any(0)).sum())}}
 
 
 def _figures(scores, targets):

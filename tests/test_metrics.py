@@ -7,7 +7,8 @@ from sklearn.metrics import average_precision_score
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from clipdec import LabelSpace
-from clipdec.comparison.statistics import resampled_map
+from clipdec.comparison import statistics
+from clipdec.comparison.statistics import bootstrap_weights, resampled_ap
 from clipdec.metrics import average_precision, precision_recall_f1, zsl_report
 
 LABELS = LabelSpace([f"s{i}" for i in range(7)], [f"u{i}" for i in range(6)])
@@ -184,10 +185,53 @@ def test_average_precision_of_nothing(shape):
 
 
 @pytest.mark.parametrize("levels", [1000, 4])  # with 4, many scores are equal
-def test_resampled_map_is_that_of_the_repeated_images(levels):
+def test_resampled_ap_is_that_of_the_repeated_images(levels):
     scores, targets = torch.randint(levels, (30, 8)).float(), torch.rand(30, 8) < 0.2
     targets[:, 7] = False  # a label without a positive
     drawn = torch.randint(30, (6, 30))
     weights = torch.stack([torch.bincount(row, minlength=30) for row in drawn]).double()
-    expected = [average_precision(scores[row], targets[row]).nanmean().item() for row in drawn]
-    assert resampled_map(scores, targets, weights).tolist() == pytest.approx(expected, abs=1e-9)
+    expected = torch.stack([average_precision(scores[row], targets[row]) for row in drawn], 1)  # [L, R]
+    assert expected.isnan().any() and not expected.isnan().all()
+    torch.testing.assert_close(resampled_ap(scores, targets, weights), expected, rtol=0, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("levels", [10**6, 30])
+def test_resampled_ap_is_that_of_the_plain_formula(levels, monkeypatch):
+    """All images compared with each positive, in samples that are looked at a few at a time."""
+    monkeypatch.setattr(statistics, "DRAWS", 7)
+    scores, targets = torch.randint(levels, (200, 11)).double(), torch.rand(200, 11) < torch.rand(11)
+    weights = bootstrap_weights(200, draws=30)
+    found = resampled_ap(scores, targets, weights)
+    for label, positive in enumerate(targets.T):
+        above = (scores[:, label] >= scores[positive, label][:, None]).double()  # [P, M]
+        own, every = weights[:, positive].double(), weights.double()
+        precision = own @ above[:, positive].T / (every @ above.T).clamp(min=1)
+        expected = (own * precision).sum(1) / own.sum(1)
+        torch.testing.assert_close(found[label], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prevalence", [0.01, 0.3, 0.9])
+def test_average_precision_at_a_prevalence_is_that_of_weighed_images(prevalence):
+    """scikit-learn with sample weights; at a label's own prevalence it is plain AP."""
+    scores, targets = random_case(80, 6, 25, seed=6)
+    targets[:, 4], targets[:, 5] = False, True
+    found = average_precision(scores, targets, prevalence)
+    assert found[4].isnan() and found[5] == 1
+    for i in range(4):
+        negatives = (1 - prevalence) / prevalence * targets[:, i].sum() / (~targets[:, i]).sum()
+        weights = np.where(targets[:, i], 1, negatives)
+        assert np.average(targets[:, i], weights=weights) == pytest.approx(prevalence)
+        expected = average_precision_score(targets[:, i], scores[:, i], sample_weight=weights)
+        assert found[i].item() == pytest.approx(expected)
+        own = average_precision(scores, targets, targets[:, i].mean())[i]
+        assert own.item() == pytest.approx(average_precision(scores, targets)[i].item())
+
+
+def test_average_precision_at_a_prevalence_is_that_of_fewer_negatives():
+    """Of subsets with all positives and so many negatives, drawn again and again, it is the mean."""
+    rng, targets = np.random.default_rng(0), np.arange(400) < 40
+    scores = (rng.normal(size=400) + 1.5 * targets)[:, None].astype(np.float32)
+    subsets = [np.r_[:40, rng.choice(np.arange(40, 400), 60, replace=False)] for _ in range(200)]  # 40 %
+    drawn = [average_precision(scores[rows], targets[rows, None]).item() for rows in subsets]
+    assert average_precision(scores, targets[:, None], 0.4).item() == pytest.approx(np.mean(drawn), abs=0.01)
+    assert average_precision(scores, targets[:, None]).item() < np.mean(drawn) - 0.1

@@ -161,7 +161,7 @@ def test_comparison(small, tmp_path, name):
     """The rows of two systems and their difference, as they are written and read again, make tables with dashes."""
     config = Config(**settings(small(name), tmp_path / "run", device="cpu"))
     ours, others = (run_system(system, config) for system in ("raw_clip", "raw_clip_softmax"))
-    found = without_nan([{"systems": ["raw_clip", "raw_clip_softmax"]} | difference([ours], [others])])
+    found = without_nan([{"systems": ["raw_clip", "raw_clip_softmax"]} | difference(2 * [ours], 2 * [others])])
     rows, found = json.loads(json.dumps([without_nan([ours[0], others[0]]), found], allow_nan=False))
     zsl, gzsl = (report.system_table(rows, task).splitlines()[2] for task in ("zsl", "gzsl"))
     images = len(load_data(config.data).test)

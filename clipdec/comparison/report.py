@@ -3,6 +3,8 @@
 import json
 from statistics import fmean, stdev
 
+from clipdec.comparison.statistics import is_difference
+from clipdec.training.config import AS_AUTHOR
 from clipdec.training.report import dashed
 
 NAMES = {
@@ -14,6 +16,18 @@ NAMES = {
 }  # fmt: skip
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
 TASKS = "zsl", "gzsl"
+EQUAL = """\
+AP is lower for a rarer label at one quality of ranking. In the columns *equal* the images without a label are weighed \
+so that every label is in the same share of them, that of the unseen labels on average: only there do seen and unseen \
+labels, and so GZSL and ZSL, compare."""
+BELIEVED = """\
+Calibrated on the seen labels of val, judged on test. *Skill* is how much lower the log-loss is than that of the base \
+rate everywhere, in percent. That base rate is read from test: 0 is as good as to know it and nothing else. *Gap* is \
+the one between probability and share, in points, over the pairs of image and label with a probability of 0.1 or more; \
+*pairs* is their part of all pairs, in percent."""
+INTERVAL = """\
+Paired by seed and image. The interval is the 95 % one of the mean if seeds (Student's t) and test images (bootstrap, \
+500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is called a difference."""
 
 
 def table(head, rows):
@@ -53,10 +67,15 @@ def system_table(rows, task):
     return table(["", *FIGURES.values()], [[NAMES[name], *cells(each)] for name, each in by(rows, "system")])
 
 
+def measured(found):
+    """[mean, interval] of a difference, the mean in bold if it may be called a difference."""
+    return [f"**{signed(found['mean'])}**" if is_difference(found) else signed(found["mean"]), span(*found["interval"])]
+
+
 def difference_table(differences):
     """Differences of mAP between systems, with their intervals."""
     title = lambda a, b: f"{NAMES[a]} − {NAMES[b]}"
-    cells = lambda d: [signed(d["mean"]), span(d["min"], d["max"]), span(*d["interval"])]
+    cells = lambda d: [measured(d)[0], span(d["min"], d["max"]), measured(d)[1]]
     head = ["", *(f"{task} {what}" for task in ("ZSL", "GZSL") for what in ("mean", "by seed", "95 % interval"))]
     return table(head, [[title(*d["systems"]), *cells(d["zsl"]), *cells(d["gzsl"])] for d in differences])
 
@@ -71,33 +90,58 @@ def calibration_table(rows):
     return table(["", "F1@3", "calibrated", "F1@5", "calibrated", "offset, logits"], lines)
 
 
+def prevalence_table(rows):
+    """mAP of unseen, seen and all labels, as it is and where all labels are equally frequent."""
+    parts, lines = {"zsl": "unseen", "seen": "seen", "gzsl": "all"}, []
+    for name, each in by([row for row in rows if row.get("equal_prevalence")], "system"):
+        cells = [mean_sd([row[part].get("map") for row in each]) for part in parts]
+        equal = [mean_sd([row["equal_prevalence"][part] for row in each]) for part in parts]
+        lines.append([NAMES[name], *cells, *equal])
+    return table(["", *parts.values(), *(f"{kind}, equal" for kind in parts.values())], lines)
+
+
+def reliability_table(rows):
+    """How far the calibrated probabilities of seen and of unseen labels can be believed on test."""
+    figures = {"log_loss_skill": "skill", "gap_from_0.1": "gap", "pairs_from_0.1": "pairs"}
+    kinds, lines = ("seen", "unseen"), []
+    for name, each in by([row for row in rows if "reliability" in row], "system"):
+        found = [[row["reliability"].get(kind, {}).get(figure) for row in each] for kind in kinds for figure in figures]
+        lines.append([NAMES[name], *map(mean_sd, found)])
+    return table(["", *(f"{kind}: {figure}" for kind in kinds for figure in figures.values())], lines)
+
+
 def ablation_table(group, ablations):
-    """One group of ablations: mAP, the difference to the group's first setting, and its 95 % interval."""
+    """One group of ablations: mAP on val of the labels held out and of those in training, and on test ZSL and GZSL mAP,
+    the difference to the group's first setting, and its 95 % interval.
+    """
     rows, differences = ([d for d in ablations[part] if d["group"] == group] for part in ("rows", "differences"))
-    found = {(d["setting"], t): [signed(d[t]["mean"]), span(*d[t]["interval"])] for d in differences for t in TASKS}
+    found = {(d["setting"], t): measured(d[t]) for d in differences for t in TASKS}
     lines = []
     for setting, each in by(rows, "setting"):
         cells = [[mean_sd([row[t].get("map") for row in each]), *found.get((setting, t), ["", ""])] for t in TASKS]
-        lines.append([f"`{setting}`", *cells[0], *cells[1]])
-    return table(["", "ZSL mAP", "difference", "95 % interval", "GZSL mAP", "difference", "95 % interval"], lines)
+        val = [mean_sd([row["val"].get(part) for row in each]) for part in ("held", "seen")]
+        lines.append([f"`{setting}`", *val, *cells[0], *cells[1]])
+    heads = [[f"{task} mAP", "difference", "95 % interval"] for task in ("ZSL", "GZSL")]
+    return table(["", "val, held out", "val, in training", *heads[0], *heads[1]], lines)
 
 
 def write_report(out):
-    """Write OUT.md of OUT.json, OUT_summary.json and, where they are there, OUT_single.json and OUT_ablations.json."""
+    """Write OUT.md of OUT.json, with OUT_summary.json, OUT_single.json and OUT_ablations.json, if they are there."""
     paths = [out.with_name(f"{out.name}{part}.json") for part in ("", "_summary", "_single", "_ablations")]
     rows, summary, single, ablations = (json.loads(p.read_text("utf8")) if p.is_file() else None for p in paths)
-    text = [f"# Methods side by side: {out.name}", *_systems(rows, summary["differences"])]
-    text += (_single_objects(single) if single else []) + (_ablations(ablations) if ablations else [])
-    text += _commands(rows + (ablations["rows"] if ablations else []), summary)
+    text = [f"# {'Methods side by side' if rows else 'One change at a time'}: {out.name}"]
+    text += [*_systems(rows, summary), *_commands(rows, summary)] if rows else []
+    text += _single_objects(single) if single else []
+    text += [*_ablations(ablations), *_commands(ablations["rows"], ablations)] if ablations else []
     path = out.with_name(f"{out.name}.md")
     path.write_text("\n\n".join(text) + "\n", encoding="utf8")
     print(path)
 
 
-def _systems(rows, differences):
+def _systems(rows, summary):
     seeds, protocol = len(by(rows, "seed")), rows[0]["protocol"]
-    author = "clip_decoder_author" in dict(by(rows, "system"))
-    but = ", except the epoch in the row of the author's code, as that code does" if author else ""
+    author = [row["as_author"] for row in rows if "as_author" in row]
+    but = ", except between plain and averaged weights in the row of the author's code, as there" if author else ""
     about = f"""\
 Written by `make results`; `python -m clipdec.comparison --help` says how on other data. Figures in percent, \
 mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test images, keep={protocol["keep"]}, \
@@ -105,14 +149,16 @@ mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test im
 on val, by labels held out of the training and labels in it; test labels choose nothing{but}."""
     if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
         about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
+    if author:
+        about += f"\n\nThe row of the author's code follows {points(author[0])}."
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
-        "## Differences of mAP", "Paired by seed and image. The interval is that of the mean over the seeds when the "
-        "test images are drawn again (bootstrap, 500 draws); the seeds are taken as given.",
-        difference_table(differences),
+        "## Differences of mAP", INTERVAL, difference_table(summary["differences"]),
+        "## mAP at equal prevalence", EQUAL, prevalence_table(rows),
         "## GZSL with an offset between seen and unseen labels",
         "mAP does not change: it ranks images, one label at a time.", calibration_table(rows),
+        "## Probabilities", BELIEVED, reliability_table(rows),
     ]  # fmt: skip
 
 
@@ -125,13 +171,27 @@ def _single_objects(rows):
 def _ablations(ablations):
     rows, seeds = ablations["rows"], len(by(ablations["rows"], "seed"))
     about = f"""One change at a time, {rows[0]["epochs"]} epochs, {seeds} seed{"s" * (seeds > 1)}. Differences are to \
-the group's first row. The interval is that of the test images; how far seeds differ, the first tables say."""
+the group's first row. {INTERVAL} All runs share \
+{_listed(ablations["base"]) or "the settings of the preset"}."""
+    if followed := [row["as_author"] for row in rows if row["setting"] == "all"]:
+        about += f" `all` follows {points(followed[0])}."
     tables = [part for group, _ in by(rows, "group") for part in (f"### {group}", ablation_table(group, ablations))]
     return ["## Ablations", about, *tables]
+
+
+def points(followed):
+    """Which of the author's points a run follows, in words."""
+    lacking = [point for point in AS_AUTHOR if point not in followed]
+    but = f": all but {', '.join(lacking)}" if lacking else ""
+    return f"{len(followed)} of the {len(AS_AUTHOR)} points of `as_author`{but}"
+
+
+def _listed(settings):
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def _commands(rows, summary):
     commands = "\n".join(["```", *dict.fromkeys(row["command"] for row in rows if row["seed"] == 0), "```"])
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-    about = f"Threads of a run: {summary['threads']}. Versions: {versions}."
-    return ["## Commands", "Each row again, for seed 0:", commands, about]
+    about = f"Device: {summary['device']}. Threads of a run: {summary['threads']}. Versions: {versions}."
+    return ["## Commands", "Each row above again, for seed 0:", commands, about]

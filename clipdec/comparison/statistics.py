@@ -1,47 +1,98 @@
-"""How sure a difference is: paired by seed, and by image with a bootstrap."""
+"""How sure a difference is: paired by seed and by image, both drawn again."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 
 from clipdec.metrics import NAN, check
 
+DRAWS = 250  # samples of the images that are looked at together: what they take of memory stays the same
+
 
 def difference(ours, others):
-    """`ours` minus `others` in mAP, of each task; both are (row, maps) of `run_system` for every seed.
+    """`ours` minus `others` in mAP, of each task: its mean, its least and most of a seed, and its `interval`.
 
-    The interval is that of the mean, 95 %, when the test images are drawn again. An image that is drawn twice raises AP
-    a little. So the draws are taken around their own mean, and laid around the measured one. Draws without a positive
-    say nothing. nan where no test image carries a label of the task.
+    Args: both are (row, maps) of `run_system` for every seed. nan where no test image carries a label of the task.
     """
     found = {}
     for task in ("zsl", "gzsl"):
         each = [a[task].get("map", NAN) - b[task].get("map", NAN) for (a, _), (b, _) in zip(ours, others)]
-        mean = sum(each) / len(each)
-        draws = torch.stack([a[task] - b[task] for (_, a), (_, b) in zip(ours, others)]).mean(0)  # [R]
-        interval = (draws - draws.nanmean()).nanquantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)) + mean
-        found[task] = {"mean": mean, "min": min(each), "max": max(each), "interval": interval.tolist()}
+        draws = torch.stack([a[task] - b[task] for (_, a), (_, b) in zip(ours, others)])  # [S, R]
+        about = {"mean": sum(each) / len(each), "min": min(each), "max": max(each)}
+        found[task] = about | {"interval": interval(torch.tensor(each, dtype=torch.float64), draws)}
     return found
 
 
+def interval(each, draws):
+    """95 % interval of the mean of differences if seeds and test images were drawn again, [lowest, highest].
+
+    The mean moves by the images' share, its move in a sample of the images, plus the seeds' share, that of Student's t;
+    both vary at once (as rows and columns do in Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007).
+    Few seeds are not resampled, as that makes the interval too narrow, for want of the factor S / (S - 1) and of the
+    tails of t (Hesterberg, What teachers should know about the bootstrap, The American Statistician 2015).
+
+    Args: each [S], the difference with each seed; draws [S, R], the same in samples of the images. Samples without a
+    positive, nan, say nothing. They are taken around their own mean: an image that is drawn twice raises AP a little.
+    Returns: nan with one seed, which does not say how far another would be.
+    """
+    seeds, images = len(each), draws.mean(0)
+    images = images[images.isfinite()]
+    if seeds < 2 or not len(images):
+        return [NAN, NAN]
+    normal = torch.randn(seeds, len(images), 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    student = normal[0] / normal[1:].square().mean(0).sqrt()  # [R, 200], S - 1 degrees of freedom
+    moved = (images - images.mean())[:, None] + each.std() / math.sqrt(seeds) * student
+    return (each.mean() + moved.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))).tolist()
+
+
+def is_difference(found):
+    """Whether a difference may be called one: its interval is there and excludes 0."""
+    low, high = found["interval"]
+    return low is not None and (low > 0 or high < 0)
+
+
 def bootstrap_weights(images, draws=500, seed=0):
-    """How often each image is in each of `draws` samples of as many, drawn with replacement: [R, M]."""
-    drawn = torch.randint(max(1, images), (draws, images), generator=torch.Generator().manual_seed(seed))
-    return torch.stack([row.bincount(minlength=images) for row in drawn]).double()
+    """How often each image is in each of `draws` samples of as many, drawn with replacement: uint8 [R, M]."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = (torch.randint(max(1, images), (images,), generator=generator) for _ in range(draws))
+    return torch.stack([row.bincount(minlength=images).to(torch.uint8) for row in drawn])
 
 
-def resampled_map(scores, targets, weights):
-    """mAP of samples of the images: what `average_precision` gives where image m is there weights[r, m] times.
+def resampled_ap(scores, targets, weights):
+    """AP of samples of the images: what `average_precision` gives where image m is there weights[r, m] times.
 
-    Args: scores, targets [M, L]; weights [R, M], numbers of 0 or more.
-    Returns: float64 [R] in 0..1, each the mean over the labels that have a positive in the sample.
+    The images are sorted once for each label. Of a sample only the sums of weights at the positives are asked for, so a
+    label costs R x M additions, and memory of R x M single numbers and 250 x P double ones for P positives.
+
+    Args: scores, targets [M, L]; weights [R, M], whole numbers of 0 or more.
+    Returns: float64 [L, R] in 0..1, nan where a label has no positive in the sample.
     """
     scores, targets = check(scores, targets)
-    total, labels = torch.zeros(2, len(weights), dtype=torch.float64)
+    blocks = [block.T.float().contiguous() for block in weights.split(DRAWS)]  # [M, 250], exact below 2 ** 24
+    ap = torch.full((scores.shape[1], len(weights)), NAN, dtype=torch.float64)
     for label in targets.any(0).nonzero().flatten().tolist():
-        positive = targets[:, label]
-        above = scores[:, label] >= scores[positive, label][:, None]  # [P, M]: images at or above each positive
-        above, own = above.to(weights.dtype), weights[:, positive]  # own: [R, P]
-        precision = own @ above[:, positive].T / (weights @ above.T).clamp(min=1e-12)  # [R, P]
-        count = own.sum(1)
-        total += torch.where(count > 0, (own * precision).sum(1) / count.clamp(min=1e-12), 0)
-        labels += count > 0
-    return total / labels
+        column, positive = scores[:, label], targets[:, label].nonzero().flatten()
+        values, above = column[positive].unique().flip(0), column.argsort(descending=True)
+        hits = positive[column[positive].argsort(descending=True)]
+        parts = [_precision(values, column, above, hits, block) for block in blocks]
+        ap[label] = torch.cat(parts)
+    return ap
+
+
+def _precision(values, column, above, hits, weights):
+    """AP [R] of one label. Images with an equal score enter together.
+
+    Args: values, its positives' scores, each once, falling; above, hits, all images and the positives, by their scores
+    in `column` [M], falling; weights [M, R].
+    """
+    total, true = (_sums(values, column, order, weights) for order in (above, hits))  # [K, R]
+    own = true.diff(dim=0, prepend=torch.zeros_like(true[:1]))
+    return own.mul_(true).div_(total.clamp_(min=1)).sum(0) / true[-1]  # 0 / 0, nan, without a positive
+
+
+def _sums(values, column, order, weights):
+    """Weights [K, R] of those images of `order` that have at least the score values[k]."""
+    ends = torch.searchsorted(-column[order], -values, right=True)
+    starts = F.pad(ends[:-1], (1, 0))
+    return F.embedding_bag(order[: ends[-1]], weights, starts, mode="sum").double().cumsum_(0)

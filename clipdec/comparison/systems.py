@@ -6,21 +6,22 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 
-import numpy as np
 import torch
 
 from clipdec.comparison.methods import conse, raw_clip
-from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_map
+from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_ap
 from clipdec.data import load_data
+from clipdec.metrics import average_precision
 from clipdec.towers import ImageTower
+from clipdec.training.author import followed
 from clipdec.training.build import image_tower, load_run
-from clipdec.training.config import SWITCHES, Config
+from clipdec.training.config import Config
 from clipdec.training.inputs import changed, inputs_of
-from clipdec.training.machine import versions
+from clipdec.training.machine import device_name, versions
 from clipdec.training.report import dashed, full_report
 from clipdec.training.run import fit
-from clipdec.training.run_folder import check_out_dir, whole
-from clipdec.training.scores import raw_clip_scores, split_scores
+from clipdec.training.run_folder import check_out_dir, read_scores, write_scores
+from clipdec.training.scores import raw_clip_scores, run_scores
 from clipdec.training.tokens import encode_split
 
 BASELINES = {
@@ -28,20 +29,22 @@ BASELINES = {
     "raw_clip_softmax": raw_clip.softmax_scores, "raw_clip_patch": raw_clip.patch_scores, "conse": conse.conse_scores,
 }  # fmt: skip
 WORDS = {"label_embeddings": "WORDS"}  # `with_words` puts the file of word vectors there
-DEFECTS = tuple(SWITCHES.values())  # of the author's code, as names of `as_author`
+PAPER = {"head": "ml_decoder"}
 TRAINED = {  # what each sets otherwise than the run's Config
-    "ml_decoder": {"head": "ml_decoder", "alpha": 0.0} | WORDS,
-    "clip_decoder_author": {"head": "ml_decoder", "hold_out": 0.0} | {"as_author": ", ".join(DEFECTS)},
-    "clip_decoder": {"head": "ml_decoder"}, "best": {},
+    "ml_decoder": PAPER | {"alpha": 0.0} | WORDS,
+    "clip_decoder_author": PAPER | {"hold_out": 0.0, "as_author": "all"},
+    "clip_decoder": PAPER, "best": {},
 }  # fmt: skip
 CHANGES = dict.fromkeys(BASELINES, {}) | {"conse": WORDS} | TRAINED
 SYSTEMS = list(CHANGES)
 PAIRS = [*(("best", other) for other in SYSTEMS if other != "best"), ("clip_decoder", "ml_decoder")]
-KEPT = "zsl gzsl seen zsl_without_twins protocol gzsl_calibrated seen_offset clip_weight best_epoch seconds".split()
+PAIRS += [("clip_decoder", "clip_decoder_author")]
+KEPT = "zsl gzsl seen zsl_without_twins equal_prevalence protocol gzsl_calibrated seen_offset reliability".split()
+KEPT += "clip_weight best_epoch seconds".split()
 
 
 def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=False, settings_file=None):
-    """Run `systems` with every seed: (rows of results, {"differences" of PAIRS, "threads", "versions"}).
+    """Run `systems` with every seed: (rows of results, {"differences" of PAIRS and what `machine` says}).
 
     Args: base, the settings that all share; word_vectors, .npz of label vectors that no image taught; folder, from the
     repository's root, of a folder a run; jobs, how many run at a time; resume, whether to take the runs that are there;
@@ -57,8 +60,13 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
     for (name, seed), (row, maps) in zip(runs, run_all(tasks, jobs, resume)):
         results[name].append((row | {"command": command(name, base, word_vectors, seed, settings_file)}, maps))
     differences = [{"systems": [a, b]} | difference(results[a], results[b]) for a, b in PAIRS if {a, b} <= {*systems}]
-    about = {"differences": differences, "threads": max(1, torch.get_num_threads() // jobs), "versions": versions()}
-    return [row for each in results.values() for row, _ in each], about
+    return [row for each in results.values() for row, _ in each], {"differences": differences} | machine(base, jobs)
+
+
+def machine(base, jobs):
+    """What the results say of the machine that they were made on."""
+    device, threads = device_name(Config(**base).device), max(1, torch.get_num_threads() // jobs)
+    return {"device": device, "threads": threads, "versions": versions()}
 
 
 def encode_all(config):
@@ -91,43 +99,43 @@ def run_system(name, config, resume=False):
     """
     data, folder = load_data(config.data), config.path("out_dir")
     made_of = ingredients(name, data, config)
-    kept = folder / "scores.npz"
-    if resume and kept.is_file():
-        scores = kept_scores(kept, made_of)
+    finished = name in BASELINES or (folder / "metrics.json").is_file()
+    kept = read_scores(folder, "test") if resume and finished else None
+    if kept:
+        scores, before = kept
+        if others := changed(before, made_of):
+            found = f"{folder / 'scores.npz'} was made with another {others}"
+            raise ValueError(f"{found}: compare without --resume, or with another --out")
     else:
         check_out_dir(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "w", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
             scores = BASELINES.get(name, trained_scores)(data, config)
-        with whole(kept) as aside, open(aside, "wb") as file:
-            np.savez(file, scores=scores.numpy(), made_of=json.dumps(made_of))
+        if name in BASELINES:
+            write_scores(folder / "scores.npz", made_of, test=scores)
     targets = data.test.targets
     report = lambda: full_report(scores, targets, data.labels)
     found = json.loads((folder / "metrics.json").read_text(encoding="utf8")) if name in TRAINED else report()
     row = {"system": name, "seed": config.seed} | {key: found[key] for key in KEPT if key in found}
-    weights, unseen = bootstrap_weights(len(targets)), data.labels.unseen_index
-    zsl = resampled_map(scores[:, unseen], targets[:, unseen], weights)
-    return row, {"zsl": 100 * zsl, "gzsl": 100 * resampled_map(scores, targets, weights)}
+    if config.as_author:
+        row["as_author"] = found["config"]["as_author"]  # of "all", those that the settings and the data allow
+    unseen = data.labels.unseen_index
+    ap = 100 * average_precision(scores[:, unseen], targets[:, unseen])
+    row["unseen_ap"] = {name: round(value, 2) for name, value in zip(data.labels.unseen, ap.tolist())}
+    precisions = 100 * resampled_ap(scores, targets, bootstrap_weights(len(targets)))  # [L, R]
+    return row, {"zsl": precisions[unseen].nanmean(0), "gzsl": precisions.nanmean(0)}
 
 
 def ingredients(name, data, config):
     """{what: value} that the scores of a system depend on."""
-    tower = image_tower(config) if name in TRAINED else None
-    return {"system": name} | config.decisive() | inputs_of(config, data.labels, tower, data)
-
-
-def kept_scores(path, made_of):
-    """The scores [M, L] in scores.npz. Raises ValueError if they were made of something else than `made_of`."""
-    with np.load(path, allow_pickle=False) as file:
-        others = changed(json.loads(str(file["made_of"])), made_of)
-        if others:
-            raise ValueError(f"{path} was made with another {others}: compare without --resume, or with another --out")
-        return torch.from_numpy(file["scores"])
+    if name in BASELINES:
+        return {"system": name} | config.decisive() | inputs_of(config, data.labels, data=data)
+    return followed(config, data).decisive() | inputs_of(config, data.labels, image_tower(config), data)
 
 
 def trained_scores(data, config):
     fit(data, config)
-    return split_scores(load_run(config.path("out_dir"))[1], data.test, data, config)
+    return run_scores(config.path("out_dir"), load_run(config.path("out_dir"))[1], data, config)
 
 
 def with_words(changes, word_vectors):

@@ -87,23 +87,3 @@ def set_figures(predicted, targets):
     hits, guesses, positives = (x.sum().item() for x in (predicted & targets, predicted, targets))
     f1 = 2 * hits / (guesses + positives) if guesses + positives else NAN
     return hits / guesses if guesses else NAN, hits / positives if positives else NAN, f1
-
-
-def reliability(probabilities, targets, bins=10):
-    """How often labels of a certain probability are there: (mean probability, share that is true, number), each [bins].
-
-    The bins are equally wide from 0 to 1; an empty one is nan. A calibrated model has the first two equal.
-    """
-    bin_of = (probabilities.flatten() * bins).long().clamp(0, bins - 1)
-    count = torch.bincount(bin_of, minlength=bins)
-    sums = [torch.bincount(bin_of, values.flatten().double(), minlength=bins) for values in (probabilities, targets)]
-    return sums[0] / count, sums[1] / count, count
-
-
-def mean_gap(probabilities, targets, least=0.0):
-    """Mean gap between probability and share over the pairs of image and label with at least the probability `least`,
-    in points; nan without such a pair. Where nearly all pairs are negatives, 0 everywhere has a small gap over all.
-    """
-    some = probabilities >= least
-    mean, share, count = reliability(probabilities[some], targets[some])
-    return 100 * ((count * (mean - share).abs()).nan_to_num().sum() / count.sum()).item()

@@ -1,21 +1,44 @@
 """The report of a model's scores, with and without what leaks between names, and its table."""
 
 from clipdec.labels import LabelSpace
-from clipdec.metrics import zsl_report
+from clipdec.metrics import average_precision, zsl_report
 from clipdec.training.leakage import leakage
 
 HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 
 
 def full_report(scores, targets, labels, keep="all"):
-    """`zsl_report`, and as `zsl_without_twins` its ZSL figures for the unseen labels that have no seen twin."""
+    """`zsl_report`, as `zsl_without_twins` its ZSL figures for the unseen labels that have no seen twin, and as
+    `equal_prevalence` mAP where all labels are equally frequent.
+    """
     twins = leakage(labels)
     alone = [i for i in labels.unseen_index.tolist() if labels.names[i] not in twins]
     space = LabelSpace([], [labels.names[i] for i in alone])
     rest = zsl_report(scores[:, alone], targets[:, alone], space, keep)["zsl"] if alone else {}
     report = zsl_report(scores, targets, labels, keep) | {"zsl_without_twins": rest}
     report["protocol"]["unseen_with_twin"] = len(twins)
-    return report
+    return report | {"equal_prevalence": equal_prevalence(scores, targets, labels)}
+
+
+def equal_prevalence(scores, targets, labels):
+    """mAP if each label were in the same share of the images, in percent: {"prevalence", "zsl", "gzsl", "seen"}.
+
+    The share is the mean of the unseen labels, to which the others are brought by weights of the images without them
+    (`average_precision`). AP is lower for a rarer label at one quality of ranking; here mAP of seen and of unseen
+    labels, and so of GZSL and ZSL, compare. Empty where no image carries an unseen label.
+    """
+    share = targets[:, labels.unseen_index].double().mean().item()
+    if not share > 0:
+        return {}
+    ap = 100 * average_precision(scores, targets, share)
+    parts = {"zsl": ap[labels.unseen_index], "gzsl": ap, "seen": ap[labels.seen_index]}
+    return {"prevalence": 100 * share} | {part: each.nanmean().item() for part, each in parts.items()}
+
+
+def label_table(scores, targets, labels):
+    """The rows of label_ap.csv: of each label its kind, in how many images it is, and its AP in percent or nan."""
+    rows = zip(labels.names, targets.sum(0).tolist(), (100 * average_precision(scores, targets)).tolist())
+    return [{"label": name, "kind": labels.kind(name), "positives": n, "ap": ap} for name, n, ap in rows]
 
 
 def result_table(metrics):

@@ -18,7 +18,7 @@ from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.machine import duration, peak_memory_mb, versions
 from clipdec.training.processes import add_up, is_main, join, launch, progress, rank_and_count, wait
-from clipdec.training.report import HEADINGS, dashed, full_report
+from clipdec.training.report import HEADINGS, dashed, full_report, label_table
 from clipdec.training.run_folder import RunFolder, full_disk_explained
 from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict, split_scores
 from clipdec.training.tokens import encoded
@@ -30,11 +30,12 @@ def fit(data, config, on_epoch=None):
     """Train on data.train, evaluate on data.test, and write the run folder config.out_dir.
 
     The folder holds checkpoint.safetensors (the averaged weights of the best epoch, or those that a point of
-    `as_author` chooses), config.json, history.csv (a row an epoch), metrics.json, labels.json, tensorboard/ and
-    state.pt: all that a run needs to go on, mid-epoch too, with `resume=True`. It is written every `save_minutes`,
-    after every epoch and at SIGTERM or SIGINT. The random numbers of a step depend on the seed and the number of the
-    step alone, so that a resumed run equals an undisturbed one, and without dropout several processes equal one as
-    nearly as sums in another order do.
+    `as_author` chooses), config.json, history.csv (a row an epoch), metrics.json, labels.json, scores.npz (the logits
+    of val and test, for numpy), label_ap.csv (AP of each label on test), tensorboard/ and state.pt: all that a run
+    needs to go on, mid-epoch too, with `resume=True`. It is written every `save_minutes`, after every epoch and at
+    SIGTERM or SIGINT. The random numbers of a step depend on the seed and the number of the step alone, so that on a
+    CPU a resumed run equals an undisturbed one (a GPU adds up in any order), and without dropout several processes
+    equal one as nearly as sums in another order do.
 
     The best epoch has the highest mean of two mAPs on val: of the labels in training, and of seen ones held out of it
     (`hold_out`), which play the unseen ones. Where val has none of one kind the other counts, and without both the last
@@ -74,7 +75,7 @@ class Run:
         config = followed(config, data)
         self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
         self.began = self.saved = time.time()
-        state = folder.load_state(config.device) if config.resume else None
+        state = folder.load_state() if config.resume else None
         self.asked, self.held = held_labels(data.labels, config)
         self.queries = label_queries(config, data.labels.names).to(config.device)
         model = build_model(config, self.queries[self.asked].cpu()).to(config.device)
@@ -136,7 +137,7 @@ class Run:
         self.folder.save_model(model, self.about)
         best = position["epoch"] if "last_weights" in config.as_author else position["best"]["epoch"]
         chosen_by = self._criterion() if math.isfinite(position["best"]["value"]) else "being the last"
-        figures = evaluate(model, data, config)
+        figures = evaluate(model, data, config, save=self._save_scores)
         metrics = figures | self._figures_of_plain(figures) | {
             "data": str(config.data), "inputs": self.inputs, "config": config.as_dict(), "seed": config.seed,
             "epochs": position["epoch"],
@@ -146,6 +147,11 @@ class Run:
             "versions": versions(),
         }  # fmt: skip
         return self.folder.write_json("metrics.json", metrics)
+
+    def _save_scores(self, val, test):
+        """Keep the logits [M, L] of val and of test, and AP of each label on test."""
+        self.folder.save_scores(self.config.decisive() | self.inputs, val=val, test=test)
+        self.folder.write_table("label_ap.csv", label_table(test, self.data.test.targets, self.data.labels))
 
     def _figures_of_plain(self, figures):
         """With best_on_test the `figures` with P, R and F1 of the plain weights, as the author's code reports them."""
@@ -247,7 +253,7 @@ class Run:
             position["best"] = {"epoch": epoch, "value": value}
         if position["best"]["epoch"] == epoch or "last_weights" in self.config.as_author:
             self._keep_weights(row)
-        self.folder.write_history(position["history"])
+        self.folder.write_table("history.csv", position["history"])
         scalars = {f"epoch/{name}": figure for name, figure in row.items() if name != "epoch"}
         self.folder.log(epoch * self.images.steps, scalars)
         position |= {"epoch": epoch, "step": 0, "sums": {}, "images": 0, "epoch_seconds": 0.0}

@@ -11,6 +11,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from clipdec.training.config import read_settings
 
 RECORD = "labels.json checkpoint.safetensors plain.safetensors history.csv state.pt metrics.json".split()
+RECORD += ["scores.npz", "label_ap.csv"]
 BEFORE = {"lock", "log.txt", "scores.npz", "scores.npy"}  # may be there before a run; the last of older versions
 
 
@@ -62,6 +64,22 @@ def read_history(path):
     """The rows of history.csv of a run folder, as numbers."""
     with open(Path(path).expanduser() / "history.csv", newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def write_scores(path, made_of, **scores):
+    """Logits [M, L] of splits, {split: logits}, and {what: value} that they were made of, as an .npz."""
+    with whole(path) as aside, open(aside, "wb") as file:
+        np.savez(file, made_of=json.dumps(made_of), **{split: logits.numpy() for split, logits in scores.items()})
+
+
+def read_scores(folder, split):
+    """(logits [M, L] of a split, what they were made of) in scores.npz of a run folder; None if it does not hold them.
+    """
+    path = Path(folder).expanduser() / "scores.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return (torch.from_numpy(file[split]), json.loads(str(file["made_of"]))) if split in file else None
 
 
 def without_nan(content):
@@ -143,14 +161,14 @@ class RunFolder:
             with whole(self.path / "state.pt") as aside, open(aside, "wb") as file:
                 torch.save(state, file)
 
-    def load_state(self, device):
-        """The last complete state, or None. Raises ValueError if it, or the weights it goes with, are damaged."""
+    def load_state(self):
+        """The last complete state, on the CPU, or None. Raises ValueError if it, or the weights it goes with, are damaged."""
         path = self.path / "state.pt"
         if not path.is_file():
             return None
         damaged = "is lost or cut ({}): bring back the whole file, or set resume False"
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch, zip and pickle raise errors of many kinds
             raise ValueError(f"{path} {damaged.format(str(error).splitlines()[0])}") from None
         plain = ["plain.safetensors"] if "best_on_test" in state["config"].get("as_author", []) else []
@@ -162,13 +180,18 @@ class RunFolder:
                 raise ValueError(f"{self.path / name}, the best epoch so far, {damaged.format(error)}") from None
         return state
 
-    def write_history(self, history):
-        """history.csv, a row an epoch."""
-        if self.main and history:
-            with whole(self.path / "history.csv") as aside, open(aside, "w", newline="") as file:
-                writer = csv.DictWriter(file, history[0])
+    def write_table(self, name, rows):
+        """A .csv of dicts with the same keys."""
+        if self.main and rows:
+            with whole(self.path / name) as aside, open(aside, "w", newline="", encoding="utf8") as file:
+                writer = csv.DictWriter(file, rows[0])
                 writer.writeheader()
-                writer.writerows(history)
+                writer.writerows(rows)
+
+    def save_scores(self, made_of, **scores):
+        """scores.npz, as `write_scores`."""
+        if self.main:
+            write_scores(self.path / "scores.npz", made_of, **scores)
 
     def log(self, step, scalars):
         """TensorBoard scalars of a step, `tensorboard --logdir runs`; those of later steps, from before a resume, are

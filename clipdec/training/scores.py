@@ -12,10 +12,13 @@ from clipdec.data import split_seen
 from clipdec.metrics import average_precision, zsl_report
 from clipdec.towers import ImageTower, encode_labels
 from clipdec.training.build import label_queries, uses_clip
+from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.offset import seen_offset
 from clipdec.training.pixels import Pixels
 from clipdec.training.processes import gather, share
+from clipdec.training.reliability import reliability_report
 from clipdec.training.report import HEADINGS, full_report
+from clipdec.training.run_folder import read_scores
 from clipdec.training.tokens import encode_split, encoded
 
 CLIP_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -58,6 +61,15 @@ def split_scores(model, split, data, config):
     return predict(model, split, queries, encoded(model, split, data, config), num_workers=config.num_workers)
 
 
+def run_scores(run_folder, model, data, config):
+    """`split_scores` of a run's model on test, taken from its folder if `fit` has kept those of these data there."""
+    if kept := read_scores(run_folder, "test"):
+        tower = None if config.train_image_tower else model.tower  # what it was before the training is not known here
+        if not changed(kept[1], config.decisive() | inputs_of(config, data.labels, tower, data)):
+            return kept[0]
+    return split_scores(model, data.test, data, config)
+
+
 def raw_clip_scores(data, config, prompts=None):
     """Untouched CLIP on test: cosine of the global image vector with each label's text vector, [M, L].
 
@@ -78,21 +90,26 @@ def clip_text(labels, config, prompts):
     return F.normalize(sum(encode_labels(labels.names, config.text_tower, prompt) for prompt in prompts), dim=-1)
 
 
-def evaluate(model, data, config, keep="all"):
+def evaluate(model, data, config, keep="all", save=None):
     """The figures of metrics.json for the test split: ZSL, GZSL and seen of the model, and raw CLIP on the same images.
 
     What val decides on: "calibration", the Calibration of the seen labels there, and with labels held out of training
     also "gzsl_calibrated": GZSL after `seen_offset` was taken off the seen labels. Held-out labels play the unseen.
+    "reliability" says of the calibrated probabilities on test, of seen and of unseen labels, how far they can be
+    believed. `save(val=..., test=...)`, if given, is called with the logits [M, L] of both splits.
 
     A part that cannot be computed does not cost the run: "left_out" names it and says why.
     """
     test, val = (cache(partial(split_scores, model, split, data, config)) for split in (data.test, data.val))
     seen, targets = data.labels.seen_index, data.val.targets[:, data.labels.seen_index]
+    fitted = cache(lambda: fit_calibration(val()[:, seen], targets))
     parts = {
         "test": lambda: full_report(test(), data.test.targets, data.labels, keep),
         "raw_clip": lambda: {"raw_clip": _raw_clip(data, config, keep)},
-        "calibration": lambda: {"calibration": asdict(fit_calibration(val()[:, seen], targets))},
+        "calibration": lambda: {"calibration": asdict(fitted())},
+        "reliability": lambda: {"reliability": _reliability(fitted(), test(), data)},
         "gzsl_calibrated": lambda: _with_offset(val()[:, seen], targets, test(), data, config, keep),
+        "scores": lambda: save(val=val(), test=test()) or {} if save else {},
     }
     report, left_out = {}, {}
     for part, figures in parts.items():
@@ -106,6 +123,12 @@ def evaluate(model, data, config, keep="all"):
 def _raw_clip(data, config, keep):
     report = full_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
     return {task: report[task] for task in HEADINGS}
+
+
+def _reliability(calibration, logits, data):
+    kinds = {"seen": data.labels.seen_index, "unseen": data.labels.unseen_index}
+    probabilities = calibration.log_odds(logits).sigmoid()
+    return {k: reliability_report(probabilities[:, i], data.test.targets[:, i]) for k, i in kinds.items() if len(i)}
 
 
 def _with_offset(val, targets, scores, data, config, keep):

@@ -17,9 +17,10 @@ from clipdec import Config, fit, load_data
 from clipdec.comparison import __main__ as command_line
 from clipdec.comparison import ablations, systems
 from clipdec.comparison.report import mean_sd
-from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_map
+from clipdec.comparison.statistics import bootstrap_weights, difference, interval, is_difference, resampled_ap
 from clipdec.comparison.systems import SYSTEMS, TRAINED, WORDS
 from clipdec.metrics import average_precision
+from clipdec.training.run_folder import read_history
 from data_prep import emoji_scenes
 
 SHORT = {"embed_dim": 16, "epochs": 1, "label_samples": 16, "device": "cpu", "hold_out": 0.1}
@@ -67,12 +68,16 @@ def test_every_system_has_a_row_for_every_seed(table):
 
 def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, small):
     for row in table[2]:
-        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npz")["scores"]
+        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npz")["test"]
         for task, first in (("zsl", len(small.labels.seen)), ("gzsl", 0)):
             s, t = scores[:, first:], small.test.targets[:, first:].numpy()
             aps = [average_precision_score(t[:, i], s[:, i]) for i in range(t.shape[1]) if t[:, i].any()]
             top = np.zeros_like(t)
             np.put_along_axis(top, np.argsort(-s, axis=1, kind="stable")[:, :3], True, axis=1)
+            if task == "zsl":
+                assert [ap for ap in row["unseen_ap"].values() if ap is not None] == pytest.approx(
+                    100 * np.array(aps), abs=0.006
+                )
             expected = np.mean(aps), (top & t).sum() / top.sum(), (top & t).sum() / t.sum()
             count = 1 if row["system"] == "clip_decoder_author" else 3  # whose P and R are those of the plain weights
             found = [row[task][f] / 100 for f in ("map", "p@3", "r@3")]
@@ -83,6 +88,7 @@ def test_a_trained_row_is_that_of_its_run(table):
     for row in [row for row in table[2] if row["system"] in TRAINED]:
         metrics = json.loads((table[0] / f"runs/small/{row['system']}-{row['seed']}/metrics.json").read_text())
         assert all(row[part] == pytest.approx(metrics[part], abs=1e-4) for part in (*TASKS, "seen"))
+        assert row["reliability"] == metrics["reliability"] and row["equal_prevalence"] == metrics["equal_prevalence"]
 
 
 def test_resume_takes_what_is_there(table, no_processes):
@@ -122,26 +128,64 @@ def test_differences_are_paired(small):
     def result(bonus):
         scores = torch.randn(targets.shape) + bonus * targets
         figures = {"map": 100 * average_precision(scores, targets).nanmean().item()}
-        return [dict.fromkeys(TASKS, found) for found in (figures, 100 * resampled_map(scores, targets, weights))]
-    better, worse = ([result(bonus) for _ in range(3)] for bonus in (1, 0))  # three seeds of each
+        draws = 100 * resampled_ap(scores, targets, weights).nanmean(0)
+        return [dict.fromkeys(TASKS, found) for found in (figures, draws)]
+    better, worse = ([result(bonus) for _ in range(3)] for bonus in (4, 0))  # three seeds of each
     found = difference(better, worse)["zsl"]
     each = [a["zsl"]["map"] - b["zsl"]["map"] for (a, _), (b, _) in zip(better, worse)]
     assert (found["mean"], found["min"], found["max"]) == pytest.approx((np.mean(each), min(each), max(each)))
-    draws = np.mean([(a["zsl"] - b["zsl"]).numpy() for (_, a), (_, b) in zip(better, worse)], axis=0)
-    assert found["interval"] == pytest.approx([*np.quantile(draws, [0.025, 0.975]) - draws.mean() + np.mean(each)])
-    assert 0 < found["interval"][0] < found["mean"] < found["interval"][1]
-    assert difference(better, better)["gzsl"] == {"mean": 0, "min": 0, "max": 0, "interval": [0, 0]}
+    draws = torch.stack([a["zsl"] - b["zsl"] for (_, a), (_, b) in zip(better, worse)])
+    assert found["interval"] == pytest.approx(interval(torch.tensor(each).double(), draws))
+    assert 0 < found["interval"][0] < found["mean"] < found["interval"][1] and is_difference(found)
+    same = difference(better, better)["gzsl"]
+    assert same == {"mean": 0, "min": 0, "max": 0, "interval": [0, 0]} and not is_difference(same)
+    alone = difference(better[:1], worse[:1])["zsl"]
+    assert np.isnan(alone["interval"]).all() and not is_difference(alone)
+
+
+def test_intervals_are_those_of_their_parts():
+    """Of the seeds alone Student's t, of the images alone their bootstrap, of both about the root of their squares."""
+    each, none = torch.tensor([1.0, 2.0, 4.0, 4.5, 6.0], dtype=torch.float64), torch.zeros(5, 100, dtype=torch.float64)
+    half = 2.7764 * each.std().item() / 5**0.5  # 97.5 % of t with four degrees of freedom
+    assert interval(each, none) == pytest.approx([3.5 - half, 3.5 + half], rel=0.02)
+    draws = torch.randn(5, 500, dtype=torch.float64) * torch.arange(1, 6)[:, None] + 7  # repeated images raise AP
+    images = draws.mean(0)
+    quantiles = images.quantile(torch.tensor([0.025, 0.975]).double()) - images.mean()
+    assert interval(torch.full((5,), 3.5).double(), draws) == pytest.approx((3.5 + quantiles).tolist(), abs=0.02)
+    low, high = interval(each, draws)
+    assert high - 3.5 > half and 3.5 - low > half
+    assert high - low == pytest.approx(2 * (half**2 + (quantiles.diff().item() / 2) ** 2) ** 0.5, rel=0.1)
+    draws[:, :50] = float("nan")  # samples without a positive
+    assert np.isfinite(interval(each, draws)).all() and np.isnan(interval(each, draws * float("nan"))).all()
+
+
+def test_intervals_hold_the_difference_as_often_as_they_say():
+    """Simulated differences: a true one of 1, moved by the seed, the image, and the seed at the image. Without the
+    seeds' share the interval would hold it too seldom.
+    """
+    torch.manual_seed(0)
+    seeds, images, weights, held = 5, 60, bootstrap_weights(60, draws=60).double() / 60, torch.zeros(2)
+    for _ in range(150):
+        moves = 2 * torch.randn(seeds, 1) + 6 * torch.randn(1, images) + 3 * torch.randn(seeds, images)
+        values = 1 + moves.double()
+        draws, alone = values @ weights.T, torch.full((seeds,), values.mean().item(), dtype=torch.float64)
+        for i, each in enumerate((values.mean(1), alone)):
+            low, high = interval(each, draws)
+            held[i] += low < 1 < high
+    both, images_alone = (held / 150).tolist()
+    assert 0.93 <= both <= 0.99 and images_alone < 0.85
 
 
 def test_test_labels_change_no_weight_and_no_threshold(small, tmp_path):
-    """Nor in the author's setting, which logs mAP on test: it keeps the last epoch, whatever that says."""
+    """Nor in the author's setting, where they choose between the plain and the averaged weights of the last epoch."""
     order = torch.randperm(len(small.test), generator=torch.Generator().manual_seed(1))
     other = replace(small, test=replace(small.test, targets=small.test.targets[order]))
     for name in ("best", "clip_decoder_author"):
         found = []
         for data, folder in ((small, tmp_path / name / "a"), (other, tmp_path / name / "b")):
             config = Config(**SHORT | {"epochs": 2, "batch_size": 32, "out_dir": str(folder)} | TRAINED[name])
-            found.append((fit(data, config), load_file(folder / "checkpoint.safetensors")))
+            weights = "checkpoint" if name == "best" else "plain"
+            found.append((fit(data, config), load_file(folder / f"{weights}.safetensors")))
         (a, weights), (b, others) = found
         torch.testing.assert_close(weights, others, rtol=0, atol=0)
         assert all(a.get(k) == b.get(k) for k in ("seen_offset", "clip_weight", "best_epoch"))
@@ -152,11 +196,17 @@ def test_ablations_change_what_they_say(table, tmp_path, monkeypatch, no_process
     settings = {"head": {"residual": {}, "ml_decoder": {"head": "ml_decoder"}}, "words": {"CLIP": {}, "words": WORDS}}
     monkeypatch.setattr(ablations, "ABLATIONS", settings)
     main([*table[1], "--ablations", "--seeds", "1", "--out", f"{tmp_path}/small"])
-    rows, differences = json.loads((tmp_path / "small_ablations.json").read_text()).values()
+    found = json.loads((tmp_path / "small_ablations.json").read_text())
+    rows, differences = found["rows"], found["differences"]
     assert [(d["group"], d["setting"]) for d in differences] == [("head", "ml_decoder"), ("words", "words")]
     assert differences[0]["zsl"]["mean"] == pytest.approx(rows[1]["zsl"]["map"] - rows[0]["zsl"]["map"])
     assert [(r["group"], r["setting"]) for r in rows] == [(group, s) for group in settings for s in settings[group]]
     runs = table[0] / "runs/small_ablations"
+    history = read_history(runs / "head=ml_decoder-0")[rows[1]["epochs"] - 1]  # one epoch, which is the best
+    assert rows[1]["val"] == {part: pytest.approx(history[f"val_{part}_map"]) for part in ("seen", "held")}
+    text = (tmp_path / "small.md").read_text()
+    assert text.startswith("# One change at a time: small")
+    assert f"| `ml_decoder` | {history['val_held_map']:.1f} | {history['val_seen_map']:.1f} |" in text
     assert rows[0]["zsl"] == rows[2]["zsl"] != rows[1]["zsl"] and len([*runs.rglob("scores.npz")]) == 3
     saved = [json.loads(path.read_text()) for path in runs.rglob("config.json")]
     found = sorted((config["head"], config["label_embeddings"] or "") for config in saved)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from clipdec import LabelSpace
-from clipdec.metrics import zsl_report
+from clipdec.metrics import average_precision, zsl_report
 from clipdec.training.leakage import nearest_seen
-from clipdec.training.report import full_report, result_table
+from clipdec.training.report import equal_prevalence, full_report, result_table
 
 
 def test_result_table_prints_the_figures():
@@ -37,6 +37,22 @@ def test_figures_without_twins_are_those_of_the_other_labels():
 
 def test_without_a_label_that_has_no_twin_there_are_no_figures():
     assert full_report(torch.rand(4, 2), torch.ones(4, 2), LabelSpace(["cats"], ["cat"]))["zsl_without_twins"] == {}
+
+
+def test_equal_prevalence_brings_all_labels_to_the_share_of_the_unseen_ones():
+    labels, scores, targets = LabelSpace(["a", "b", "c"], ["d", "e"]), torch.rand(40, 5), torch.rand(40, 5) < 0.3
+    targets[:, 2] = False  # a label without a positive
+    share = targets[:, 3:].double().mean().item()
+    ap = 100 * average_precision(scores, targets, share)
+    expected = {"prevalence": 100 * share, "zsl": ap[3:].mean().item(), "seen": ap[:2].mean().item()}
+    expected["gzsl"] = (ap[:2].sum() + ap[3:].sum()).item() / 4
+    assert equal_prevalence(scores, targets, labels) == pytest.approx(expected)
+    assert full_report(scores, targets, labels)["equal_prevalence"] == pytest.approx(expected)
+    rarer = targets.clone()
+    rarer[:20, :3] = False  # scores of the seen labels as they were, but half of the positives
+    assert equal_prevalence(scores, rarer, labels)["zsl"] == pytest.approx(expected["zsl"])
+    targets[:, 3:] = False
+    assert equal_prevalence(scores, targets, labels) == {}
 
 
 def test_nearest_seen():

@@ -1,5 +1,6 @@
 """`fit` and what comes of it: the run folder, repetition, interruption, and loading."""
 
+import csv
 import json
 import re
 import shutil
@@ -17,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from clipdec import LabelSpace, Predictor, encode_labels, fit, hold_out, load_data, load_run
 from clipdec.calibration import Calibration
 from clipdec.towers import load_clip
-from clipdec.training import batches, run, tokens
+from clipdec.training import batches, run, scores, tokens
 from clipdec.training.__main__ import main
 from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.build import build_model, label_queries
 from clipdec.training.machine import duration, peak_memory_mb
-from clipdec.training.scores import evaluate, held_labels, predict
+from clipdec.training.scores import evaluate, held_labels, predict, run_scores, split_scores
 from clipdec.training.tokens import encode_sentences, encoded
 from data_prep import emoji_scenes
 
@@ -39,7 +40,7 @@ def test_metrics_json(tiny, tiny_run):
     reports = {"zsl", "zsl_without_twins", "gzsl", "seen"}
     about = {"protocol", "data", "inputs", "config", "seed", "epochs", "best_epoch", "chosen_by", "seconds", "versions"}
     chosen = {"clip_weight", "calibration", "seen_offset", "gzsl_calibrated", "processes", "peak_memory_mb", "raw_clip"}
-    assert metrics.keys() == reports | about | chosen
+    assert metrics.keys() == reports | about | chosen | {"equal_prevalence", "reliability"}
     plain = metrics["gzsl"]["map"]  # an offset between labels moves no image, but for rounding
     assert metrics["gzsl_calibrated"]["map"] == pytest.approx(plain, abs=0.05)
     assert metrics["raw_clip"].keys() == reports - {"seen"}
@@ -59,14 +60,39 @@ def test_metrics_json(tiny, tiny_run):
 
 def test_the_folder_is_whole(tiny_run):
     folder, _ = tiny_run
-    files = "checkpoint.safetensors config.json history.csv labels.json lock metrics.json state.pt tensorboard"
-    assert sorted(f.name for f in folder.iterdir()) == files.split()
+    files = "checkpoint.safetensors config.json history.csv label_ap.csv labels.json lock metrics.json"
+    assert sorted(f.name for f in folder.iterdir()) == [*files.split(), "scores.npz", "state.pt", "tensorboard"]
     rows = history(folder)
     assert [row["epoch"] for row in rows] == [1, 2]
     for row in rows:
         assert row["loss"] == pytest.approx(row["l_c"] + row["l_clip"], rel=1e-5) and 0 <= row["val_seen_map"] <= 100
         assert 0 < row["lr"] <= 4e-3 and 1 < row["logit_scale"] <= 100 and 0 <= row["val_held_map"] <= 100
         assert row["grad_norm"] > 0 and row["images_per_s"] > 0 and row["memory_mb"] > 100 and row["seconds"] > 0
+
+
+def test_the_scores_are_kept(tiny, tiny_run, monkeypatch):
+    """Those of val and of test, and AP of each label, for numpy and any reader of tables; `run_scores` takes them."""
+    folder, _ = tiny_run
+    config, model = load_run(folder)
+    with np.load(folder / "scores.npz", allow_pickle=False) as file:
+        for split in (tiny.val, tiny.test):
+            logits = split_scores(model, split, tiny, config)
+            np.testing.assert_allclose(file[split.name], logits, rtol=0, atol=1e-4)
+        kept = file["test"]
+    with open(folder / "label_ap.csv", newline="", encoding="utf8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == tiny.labels.names
+    for i, row in enumerate(rows):
+        truth = tiny.test.targets[:, i].numpy()
+        assert row["kind"] == ("seen" if i < len(tiny.labels.seen) else "unseen")
+        assert int(row["positives"]) == truth.sum() and (row["ap"] == "nan") == (not truth.any())
+        if truth.any():
+            assert float(row["ap"]) == pytest.approx(100 * average_precision_score(truth, kept[:, i]), abs=1e-6)
+    computed = spy(monkeypatch, scores, "split_scores")
+    assert torch.equal(run_scores(folder, model, tiny, config), torch.from_numpy(kept)) and not computed
+    few = replace(tiny, test=tiny.test.select([5, 2]))  # other data, and an older run: computed
+    np.testing.assert_allclose(run_scores(folder, model, few, config), kept[[5, 2]], rtol=0, atol=1e-4)
+    assert run_scores(folder / "nothing", model, few, config).shape == (2, 1006) and len(computed) == 2
 
 
 def test_the_losses_fall(train, tmp_path):
@@ -268,6 +294,11 @@ def test_the_time_and_memory_that_a_run_takes_are_said_first(train, tmp_path, ca
 def test_durations():
     seconds = 0.2, 59.2, 61, 3600 * 30 + 300
     assert [duration(time) for time in seconds] == ["1 s", "1 min 0 s", "1 min 1 s", "30 h 5 min"]
+
+
+def test_peak_memory_is_that_of_the_gpu_of_the_run(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {"cuda:0": 1e6, "cuda:1": 7e6}.get)
+    assert peak_memory_mb("cuda:1") == 7
 
 
 def test_the_command_line(tiny, tmp_path, capsys):

@@ -3,17 +3,21 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from clipdec import LabelSpace, encode_labels, load_run
+from clipdec.calibration import Calibration
 from clipdec.metrics import zsl_report
 from clipdec.towers import load_clip
-from clipdec.training import scores
+from clipdec.training import run_folder, scores
 from clipdec.training.build import build_model, uses_clip
 from clipdec.training.leakage import leakage
+from clipdec.training.reliability import reliability_report
 from clipdec.training.report import result_table
+from clipdec.training.run_folder import without_nan
 from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict, raw_clip_scores
 from clipdec.training.tokens import encoded
 
@@ -56,22 +60,47 @@ def test_evaluate_reports_model_and_raw_clip_on_the_same_images(tiny, loaded, ke
         assert report["raw_clip"][part] == pytest.approx(raw[part], abs=1e-4)
 
 
-@pytest.mark.parametrize("name, part, lost, dash", [
-    ("raw_clip_scores", "raw_clip", {"raw_clip"}, 9),
-    ("fit_calibration", "calibration", {"calibration"}, 0),
-    ("seen_offset", "gzsl_calibrated", {"seen_offset", "gzsl_calibrated"}, 0),
+@pytest.mark.parametrize("name, parts, lost, dash", [
+    ("raw_clip_scores", ["raw_clip"], {"raw_clip"}, 9),
+    ("fit_calibration", ["calibration", "reliability"], {"calibration", "reliability"}, 0),
+    ("reliability_report", ["reliability"], {"reliability"}, 0),
+    ("seen_offset", ["gzsl_calibrated"], {"seen_offset", "gzsl_calibrated"}, 0),
 ])  # fmt: skip
-def test_what_cannot_be_computed_does_not_cost_the_run(train, tiny_run, tmp_path, monkeypatch, name, part, lost, dash):
+def test_what_cannot_be_computed_does_not_cost_the_run(train, tiny_run, tmp_path, monkeypatch, name, parts, lost, dash):
     def fail(*_):
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(scores, name, fail)
     metrics = train(tmp_path)
-    assert metrics["left_out"] == {part: "RuntimeError: no such thing"}
+    assert metrics["left_out"] == dict.fromkeys(parts, "RuntimeError: no such thing")
     assert metrics.keys() == tiny_run[1].keys() - lost | {"left_out"}
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     table = result_table(metrics)
-    assert table.endswith(f"\nleft out: {part} (RuntimeError: no such thing)") and table.count(" –") == dash
+    assert table.endswith("".join(f"\nleft out: {part} (RuntimeError: no such thing)" for part in parts))
+    assert table.count(" –") == dash
+
+
+def test_a_full_disk_costs_the_scores_alone(train, tiny_run, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "write_scores", full)
+    metrics = train(tmp_path)
+    assert metrics["left_out"] == {"scores": "OSError: [Errno 28] No space left on device"}
+    assert metrics.keys() == tiny_run[1].keys() | {"left_out"} and not (tmp_path / "scores.npz").exists()
+
+
+def test_reliability_is_that_of_the_calibrated_probabilities(tiny, tiny_run):
+    folder, metrics = tiny_run
+    with np.load(folder / "scores.npz", allow_pickle=False) as file:
+        logits = torch.from_numpy(file["test"])
+    probabilities = Calibration(**metrics["calibration"]).log_odds(logits).sigmoid()
+    for kind, index in (("seen", tiny.labels.seen_index), ("unseen", tiny.labels.unseen_index)):
+        expected = without_nan(reliability_report(probabilities[:, index], tiny.test.targets[:, index]))
+        found = metrics["reliability"][kind]
+        assert found.keys() == expected.keys() and found["bins"]["pairs"] == expected["bins"]["pairs"]
+        for name in ("base_rate", "log_loss_skill", "gap", "pairs_from_0.1"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3)
 
 
 @pytest.mark.parametrize("share, held", [(0.0, 0), (0.1, 0), (0.5, 2), (0.9, None)])
