@@ -74,7 +74,8 @@ class CLIPDecoder(nn.Module):
         return self.decoder.embed(F.normalize(tokens, dim=-1) * tokens.shape[-1] ** 0.5) + self.places
 
     def score(self, tokens, vectors, queries, need_attention=False):
-        """Logits [B, L] with CLIP's own answer: those of the head, and `clip_weight` times `clip_evidence`.
+        """Logits [B, L] with CLIP's own answer: those of the head, and `clip_weight` times `clip_evidence`, the highest
+        of all that the tower saw of an image.
 
         Args:
             tokens, vectors: what the tower gives, [B, N, C] and [B, D].
@@ -84,14 +85,16 @@ class CLIPDecoder(nn.Module):
         answer = self(tokens, queries, need_attention=need_attention)
         logits, maps = answer if need_attention else (answer, None)
         if self.clip_weight:
-            logits = logits + self.clip_weight * self.clip_evidence(vectors, queries)
+            looks = tokens if self.tower.boxes else vectors[:, None]  # windows' tokens are global vectors
+            logits = logits + self.clip_weight * self.clip_evidence(looks, queries).amax(1)
         return (logits, maps) if need_attention else logits
 
     def clip_evidence(self, vectors, queries):
-        """Untouched CLIP on whole images: log of exp(s cos(v, t)) over its sum for the labels in training, [B, L].
+        """Untouched CLIP: log of exp(s cos(v, t)) over its sum for the labels in training, [..., L].
 
-        v is an image's global vector, t a label's vector, s CLIP's logit scale. The sum makes images comparable, as the
-        softmax does that CLIP was trained with, and a label's answer still does not depend on what else is asked.
+        v is a global vector of `vectors` [..., D], of an image or a window of it, t a label's vector, s CLIP's logit
+        scale. The sum makes images comparable, as the softmax does that CLIP was trained with, and a label's answer
+        still does not depend on what else is asked.
         """
         vectors = self.clip_scale * F.normalize(vectors.float(), dim=-1)
         return vectors @ queries.T - (vectors @ self.references.T).logsumexp(-1, keepdim=True)

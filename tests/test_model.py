@@ -67,6 +67,17 @@ def test_windows_come_at_equal_length_and_with_a_place(tiny, queries):
     assert not torch.allclose(model(tokens.flip(1), queries), logits, atol=1e-3)
 
 
+@torch.no_grad()
+def test_of_windows_the_one_with_the_most_evidence_counts(tiny, queries):
+    model = CLIPDecoder(ImageTower("mini", windows=4), encode_labels(TRAINED), 8, 16, head="residual").eval()
+    model.clip_weight.fill_(0.3)
+    tokens, vectors = model.tower(torch.stack([model.tower.preprocess(tiny.test.image(i)) for i in range(3)]))
+    evidence = [model.clip_evidence(tokens[:, i], queries) for i in range(5)]  # each [3, 2]
+    highest = [[max(each[row, column] for each in evidence) for column in range(2)] for row in range(3)]
+    expected = model(tokens, queries) + 0.3 * torch.tensor(highest)
+    torch.testing.assert_close(model.score(tokens, vectors, queries), expected)
+
+
 def test_copies_share_a_frozen_tower_only():
     frozen = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, embed_dim=16, train_tower=False)
     assert deepcopy(frozen).tower is frozen.tower

@@ -35,7 +35,7 @@ def test_every_system_and_ablation_is_there():
         assert first in groups
     again = [(row["system"], row["seed"]) for row in WITHOUT]
     assert again == [(name, seed) for name in dict(again) for seed in range(3)]
-    assert {"raw_clip", "raw_clip_softmax", "clip_decoder", "best"} == dict(again).keys()
+    assert {"raw_clip", "raw_clip_softmax", "ml_decoder", "clip_decoder", "best"} == dict(again).keys()
 
 
 def test_differences_are_those_of_the_rows():

@@ -36,7 +36,8 @@ def probabilities(run, image, labels):
     tokens, vectors = model.tower(model.tower.preprocess(image)[None])
     with torch.no_grad():
         queries = label_queries(config, labels)
-        logits = (model(tokens, queries) + model.clip_weight * model.clip_evidence(vectors, queries))[0]
+        evidence = [model.clip_evidence(x, queries) for x in (tokens[0] if config.windows else vectors)]
+        logits = model(tokens, queries)[0] + model.clip_weight * torch.stack(evidence).max(0).values
     scale, shift = (metrics["calibration"][name] for name in ("scale", "shift"))
     return {label: 1 / (1 + np.exp(-scale * x - shift)) for label, x in zip(labels, logits.double().tolist())}
 
