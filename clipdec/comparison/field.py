@@ -36,10 +36,10 @@ def budget(name):
 
 
 TRAINING_FREE = {  # {name: function of Data and Config to scores [M, L] of test}
-    "raw_clip": raw_clip_scores, "raw_clip_ensemble": ensemble_scores, "raw_clip_softmax": softmax_scores,
-    "raw_clip_patch": patch_scores, "raw_clip_5": window_scores, "raw_clip_windows": window_scores,
-    "mask_clip": mask_clip_scores, "tag_clip": tag_clip_scores,
-} | at_each_budget({"piaa": piaa_scores})  # fmt: skip
+    "raw_clip": raw_clip_scores, "raw_clip_5": window_scores, "raw_clip_windows": window_scores,
+    "raw_clip_ensemble": ensemble_scores, "raw_clip_patch": patch_scores, "mask_clip": mask_clip_scores,
+    "tag_clip": tag_clip_scores,
+} | at_each_budget({"raw_clip_softmax": softmax_scores, "piaa": piaa_scores})  # fmt: skip
 TRANSDUCTIVE = at_each_budget({"sparc": sparc_scores})
 FREE = TRAINING_FREE | TRANSDUCTIVE
 
@@ -49,8 +49,8 @@ METHODS = {"conse": CONSE, "label_em": LabelEM, "fast0tag": Fast0Tag} | at_each_
 })  # {name: method of the protocol}  # fmt: skip
 RATES = {  # a method's own learning rate, which the protocol's FACTORS are around
     "conse": 1e-2, "label_em": 1e-2, "fast0tag": 1e-3, "linear_patch": 3e-3, "mlp_patch": 3e-3,
-    "attention_per_label": 3e-3, "sdl": 1e-3, "lesa": 1e-3, "biam": 1e-3, "mkt": 1e-3, "dualcoop": 1e-3,
-    "recover_and_match": 1e-3,
+    "attention_per_label": 3e-3, "sdl": 1e-3, "lesa": 1e-3, "biam": 1e-3, "mkt": 3e-3, "dualcoop": 1e-4,
+    "recover_and_match": 1e-4,
 }  # fmt: skip
 ALL_LABELS = {"conse", "label_em", "fast0tag", "sdl", "dualcoop"}  # asked in a step; the others cost more by the label
 OF_PATCHES = {"raw_clip_patch", "mask_clip", "tag_clip", "piaa"}  # need a CLIP that is a plain ViT

@@ -10,7 +10,8 @@ from clipdec.training.report import dashed
 NAMES = {
     "raw_clip": "raw CLIP, one prompt", "raw_clip_ensemble": "raw CLIP, mean of four prompts",
     "raw_clip_softmax": "raw CLIP, softmax over all labels", "raw_clip_patch": "raw CLIP, best patch",
-    "raw_clip_5": "raw CLIP, best of 5 looks", "raw_clip_windows": "raw CLIP, best of 26 looks",
+    "raw_clip_5": "raw CLIP, softmax over the seen labels, 5 passes",
+    "raw_clip_windows": "raw CLIP, softmax over the seen labels, 26 passes",
     "mask_clip": "MaskCLIP, value path", "tag_clip": "TagCLIP, coarse step",
     "piaa": "PIAA, unlabelled training images", "sparc": "SPARC, normalisation", "conse": "CONSE, word vectors",
     "label_em": "LabelEM", "fast0tag": "Fast0Tag", "linear_patch": "linear map of tokens, softmax pooling",
@@ -21,7 +22,7 @@ NAMES = {
     "best": "CLIP-Decoder, this repository's head",
 }  # fmt: skip
 PASSES = {"_5": "5 passes", "_windows": "26 passes"}  # of the tower an image, by the end of a system's name
-ONCE = {"raw_clip", "raw_clip_ensemble", "raw_clip_softmax", "raw_clip_patch", "mask_clip", "tag_clip", "conse"}
+ONCE = {"raw_clip", "raw_clip_ensemble", "raw_clip_patch", "mask_clip", "tag_clip", "conse"}
 ONCE |= {"label_em", "fast0tag", "raw_clip_5", "raw_clip_windows", "clip_decoder_author"}
 NAMES |= {f"{k}{end}": f"{v}, {n}" for k, v in NAMES.items() if k not in ONCE for end, n in PASSES.items()}
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}

@@ -14,12 +14,15 @@ ensemble_scores = partial(raw_clip_scores, prompts=PROMPTS)  # the mean of PROMP
 
 
 def softmax_scores(data, config):
-    """Untouched CLIP as it was trained: logarithms of a softmax of an image's cosines over all labels, [M, L].
+    """Untouched CLIP as it was trained: logarithms of a softmax of an image's cosines over all labels, [M, L]; with
+    windows, the highest of the whole image's and each window's.
 
-    The order within an image, and F1@K, stay. That of images, and mAP, does not: with no label ahead all get little.
+    Of one image the order within it, and F1@K, stay. That of images, and mAP, does not: with no label ahead all get
+    little.
     """
     scale = load_clip(config.text_tower).model.logit_scale.exp().detach().cpu()
-    return (scale * raw_clip_scores(data, config)).log_softmax(-1)
+    looks = look_cosines(data, config, (config.prompt,))
+    return torch.cat([(scale * part).log_softmax(-1).amax(1) for part in looks])
 
 
 def window_scores(data, config):
