@@ -67,14 +67,16 @@ def test_a_tower_without_a_projection_has_no_patches(tiny, settings, tmp_path, m
 
 @pytest.mark.parametrize("windows, boxes", [(0, []), (4, [(y, x) for y in (0, 56) for x in (0, 56)])])
 def test_windows_are_looked_at_one_by_one(tiny, settings, tmp_path, clip, windows, boxes):
-    """Highest probability of a label over the looks; of an unseen one, what it would add to the seen labels' sum."""
-    scores = raw_clip.window_scores(tiny, settings(tmp_path, windows=windows))[IMAGES]
+    """Highest share of a label over the looks, of the seen labels' sum (an unseen one is not in it) and of all's."""
+    config = settings(tmp_path, windows=windows)
+    asked = (f(tiny, config)[IMAGES] for f in (raw_clip.window_scores, raw_clip.softmax_scores))
     text, scale, seen = clip.text(columns=range(1006)), clip.model.logit_scale.exp(), len(tiny.labels.seen)
-    for row, pixels in zip(scores, clip.pixels):
+    for of_seen, of_all, pixels in zip(*asked, clip.pixels):
         crops = [pixels[None, :, y : y + 72, x : x + 72] for y, x in boxes]
         looks = [pixels[None], *(F.interpolate(c, 128, mode="bicubic", antialias=True) for c in crops)]
         odds = [(scale * clip.model.encode_image(look, normalize=True)[0] @ text.T).exp() for look in looks]
-        close(row, torch.stack([x / x[:seen].sum() for x in odds]).amax(0).log(), 0.02)  # kept in float16
+        close(of_seen, torch.stack([x / x[:seen].sum() for x in odds]).amax(0).log(), 0.02)  # kept in float16
+        close(of_all, torch.stack([x / x.sum() for x in odds]).amax(0).log(), 0.02)
 
 
 def test_the_value_path_is_attention_to_oneself(tiny, settings, tmp_path, clip):

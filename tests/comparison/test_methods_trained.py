@@ -195,7 +195,7 @@ def test_a_method_learns_and_takes_its_seed(name):
     turn = torch.linalg.qr(torch.randn(128, 128)).Q if name != "dualcoop" else torch.eye(128)
     scenes = Scenes(labels, turn)
     asked = labels if name != "dualcoop" else DualCoOp.encode(Config(device="cpu"), NAMES)
-    config = Config(epochs=15, lr=3e-3, batch_size=32, label_samples=0, ema_decay=0.5, device="cpu")
+    config = Config(epochs=8, lr=5e-3, batch_size=32, label_samples=0, ema_decay=0.5, device="cpu")
     quality = lambda model: 100 * average_precision(scores_of(model, scenes, asked), scenes.targets).mean().item()
     judge = lambda model: {"val_map": quality(model)}
     def run(seed):
