@@ -1,4 +1,4 @@
-# make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.   make results: results/.
+# make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.   make results, make results-author: results/.
 # make lab: JupyterLab.   make app: the panel of notebook 05 as a page; another run: make app RUN=runs/coco.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,9 +7,12 @@ COMPARE := $(BIN)/python -m clipdec.comparison --jobs 2
 RUN ?= runs/emoji
 UPLOADS := '{"websocket_max_message_size": 104857600}'  # bytes; by default photos of more than 10 MB are lost
 BROWSER := tests/notebook/test_browser.py
+GROUPS := "alpha / beta" head prompt "label vectors" "decoder width" "seen labels in training"
+POINTS := "author's points" "author's points, augmented"
+WITHOUT := raw_clip raw_clip_softmax ml_decoder clip_decoder best
 SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
 
-.PHONY: demo test test-units test-pages bench results data lab app clean
+.PHONY: demo test test-units test-pages bench results results-author data lab app clean
 .DELETE_ON_ERROR:
 
 demo: data
@@ -34,10 +37,18 @@ results: $(VENV)/.installed-test data
 	$(BIN)/python -m data_prep.word_vectors --out data/emoji/word_vectors.npz
 	$(BIN)/python -m data_prep.emoji_scenes --objects 1 --out data/emoji_single
 	$(COMPARE) --data data/emoji_single --systems $(SINGLE) --seeds 2 --out results/emoji_single
-	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --ablations --epochs 2 --seeds 1 --out results/emoji
+	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --ablations --groups $(GROUPS) --epochs 2 --seeds 3 --out results/emoji
 	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --out results/emoji
 	$(BIN)/papermill notebooks/06_ablations.ipynb results/06_ablations.ipynb
 	$(BIN)/python -m pytest -q tests/comparison/test_results.py
+
+# What the points of the author's code are worth, and what a CLIP that never met the unseen labels leaves of the figures.
+results-author: $(VENV)/.installed-test data
+	$(BIN)/python -m data_prep.word_vectors --out data/emoji/word_vectors.npz
+	$(BIN)/python -m data_prep.emoji_scenes --shown 0.25 --out data/emoji_shown
+	$(COMPARE) --data data/emoji_shown --ablations --groups $(POINTS) --epochs 2 --seeds 3 --out results/emoji_shown
+	$(BIN)/python -m data_prep.mini_clip --without-unseen --out runs/mini_clip_without
+	$(COMPARE) --config results/settings/without_unseen.json --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_without_unseen
 
 data: $(VENV)/.installed
 	$(BIN)/python -m data_prep.emoji_scenes --out data/emoji

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers.ml_decoder import TransformerDecoderLayerOptimal
 from torch import nn
 
-from benchmarks.timing import both_clocks, peak_memory, side_by_side
+from benchmarks.timing import both_clocks, peak_memory, side_by_side, wait
 from clipdec import MLDecoder, asymmetric_loss
 from clipdec.decoder import MatchingDecoder
 from clipdec.trainer import sample_labels
@@ -127,11 +127,6 @@ def memory():
 
 def ms(seconds):
     return f"{1000 * seconds:.0f} ms"
-
-
-def wait(device):
-    if device != "cpu":
-        torch.cuda.synchronize()
 
 
 def figures(device="cpu"):

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.timing import end
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,8 +31,7 @@ def run(folder, seconds):
         try:
             code = process.wait(seconds)
         except psutil.TimeoutExpired:
-            for each in [*process.children(recursive=True), process]:
-                each.kill()
+            end(process)
             process.wait()
             return "stalled", time.time() - began
     return ("passed" if code == 0 else "failed"), time.time() - began

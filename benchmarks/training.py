@@ -15,17 +15,19 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from benchmarks.photos import draw, run_prepare
-from benchmarks.timing import peak_memory, side_by_side
+from benchmarks.timing import peak_memory, side_by_side, wait
 from clipdec import Config
 from clipdec.data import load_data
 from clipdec.model import CLIPDecoder
 from clipdec.towers import ImageTower
-from clipdec.training.accelerated import AcceleratedTrainer, precision
+from clipdec.trainer import OPTIMISERS
+from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.batches import TrainingImages
-from clipdec.training.build import build_model, label_queries
+from clipdec.training.build import build_model, label_queries, recompute_activations
 from clipdec.training.fast import make_fast
 from clipdec.training.machine import peak_memory_mb
 from clipdec.training.pixels import Pixels
+from clipdec.training.processes import share
 
 
 def epochs(data, device):
@@ -104,47 +106,77 @@ def end_to_end(device, batch_size=16, batches=8):
             yield f"{what}, images/s / from memory", t["memory"] / t["disk"], speed
 
 
-def paper_step(device, batch_size, amp):
-    """Functions that make a step of the paper's setting, and one of its tower alone: TResNet-M, 224 px, 925 labels."""
-    config = Config(preset="paper", device=device, batch_size=batch_size, amp=amp)
-    torch.manual_seed(0)
+def paper_tower():
+    """TResNet-M with random weights."""
     with tempfile.TemporaryDirectory() as folder:
-        tower = ImageTower(config.image_tower.replace(".miil_in21k", ""), random_weights("tresnet_m", folder))
+        return ImageTower("timm:tresnet_m", random_weights("tresnet_m", folder))
+
+
+def paper_step(config):
+    """(a function that makes a step of the paper's setting, its trainer): random weights, 224 px, 925 labels."""
+    torch.manual_seed(0)
+    size, device, tower = config.batch_size, config.device, paper_tower()
     model = CLIPDecoder(tower, torch.zeros(1, 512), 1024, config.embed_dim, train_tower=True)
-    trainer = AcceleratedTrainer(model, config, 1000)
     make_fast(model.decoder)
-    model.to(device)
-    pixels, queries = torch.rand(batch_size, 3, 224, 224), torch.randn(925, 512, device=device)
-    sentences, targets = torch.randn(batch_size, 1024), torch.rand(batch_size, 925) < 0.005
-    on_device = pixels.to(device)
+    if config.checkpoint_tower:
+        recompute_activations(tower)
+    trainer = AcceleratedTrainer(model.to(device), config, 1000)
+    pixels, queries = torch.rand(size, 3, 224, 224), torch.randn(925, 512, device=device)
+    pixels = pixels if device == "cpu" else pixels.pin_memory()  # as the loader's are
+    sentences, targets = torch.randn(size, 1024), torch.rand(size, 925) < 0.005
 
-    def alone():
-        model.zero_grad()
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision(config) != "no"):
-            tokens = model.tower(on_device)[0]
-        tokens.float().square().mean().backward()
-        if device != "cpu":
-            torch.cuda.synchronize()
+    def step():
+        trainer.step([share(pixels)], queries, sentences, targets)
+        wait(device)
 
-    return lambda: trainer.step([pixels], queries, sentences, targets), alone
+    return step, trainer
 
 
-def two_steps(batch_size, amp):
-    step, _ = paper_step("cpu", batch_size, amp)
+def tower_step(trainer, config):
+    """A function that makes a step of such a tower alone: as many images, the trainer's precision and optimiser."""
+    tower, accelerator = paper_tower().to(config.device).train(), trainer.accelerator
+    optimiser = OPTIMISERS[config.optimiser](tower.parameters())
+    scaler = torch.amp.GradScaler(config.device, enabled=accelerator.scaler is not None)
+    pixels = share(torch.rand(config.batch_size, 3, 224, 224)).to(config.device)
+
+    def step():
+        optimiser.zero_grad()
+        with accelerator.autocast():
+            tokens, _ = tower(pixels)
+        scaler.scale(tokens.float().square().mean()).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        wait(config.device)
+
+    return step
+
+
+def paper_speed(config, rounds):
+    """(seconds of a step, seconds of one of the tower alone, peak memory of the steps in MB)."""
+    step, trainer = paper_step(config)
+    step()
+    step()
+    memory = peak_memory_mb(config.device)
+    t = side_by_side({"step": step, "tower": tower_step(trainer, config)}, rounds)
+    return t["step"], t["tower"], memory
+
+
+def two_steps(config):
+    step, _ = paper_step(config)
     step()
     step()
 
 
 def paper(device):
     """A step of the paper's setting at full size."""
-    batch_size, amp = (8, False) if device == "cpu" else (56, True)
-    step, alone = paper_step(device, batch_size, amp)
-    t = side_by_side({"step": step, "tower": alone}, 2 if device == "cpu" else 20)
-    memory = peak_memory(two_steps, batch_size, amp) if device == "cpu" else peak_memory_mb(device)
-    what = f"paper's setting, batch {batch_size}, {'mixed precision' if amp else 'float32'}"
-    speed = f"{batch_size / t['step']:.1f} images/s, {batch_size / t['tower']:.1f} of the tower alone"
-    yield f"{what}: whole step / TResNet-M alone", t["step"] / t["tower"], speed
-    yield f"{what}: peak memory (MB)", memory, "of the process, imports included" if device == "cpu" else "of the GPU"
+    on_gpu = device != "cpu"
+    config = Config(preset="paper", device=device, batch_size=56 if on_gpu else 8, amp=on_gpu)
+    step, tower, memory = paper_speed(config, 20 if on_gpu else 2)
+    memory = memory if on_gpu else peak_memory(two_steps, config)
+    what = f"paper's setting, batch {config.batch_size}, {'mixed precision' if on_gpu else 'float32'}"
+    speed = f"{config.batch_size / step:.1f} images/s, {config.batch_size / tower:.1f} of TResNet-M alone"
+    yield f"{what}: whole step / step of TResNet-M alone", step / tower, speed
+    yield f"{what}: peak memory (MB)", memory, "of the GPU" if on_gpu else "of the process, imports included"
 
 
 def figures(device="cpu"):

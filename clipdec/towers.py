@@ -1,6 +1,7 @@
 """Image and text towers behind one face: the packaged mini CLIP, open_clip and timm.
 
-A tower is named `mini`, `open_clip:<model>/<pretrained tag or file>` or, for images only, `timm:<model>`.
+A tower is named `mini`, `open_clip:<model>/<pretrained tag or file>`, `local-dir:<folder>` of such a CLIP as the mini
+one, or, for images only, `timm:<model>`.
 """
 
 import os
@@ -18,7 +19,7 @@ from timm.models import load_state_dict, remap_state_dict
 from torch import nn
 
 MINI = Path(__file__).parent / "mini_clip"
-KNOWN = "known are mini, open_clip:<model>/<pretrained tag or file> and, for images, timm:<model>"
+KNOWN = "known are mini, open_clip:<model>/<pretrained tag or file>, local-dir:<folder> and, for images, timm:<model>"
 
 
 @lru_cache(maxsize=2)
@@ -28,14 +29,14 @@ def load_clip(name):
     Raises ValueError if open_clip does not know the model, or its weights cannot be had.
     """
     kind, _, rest = name.partition(":")
-    if name == "mini":
-        model_name, pretrained = f"local-dir:{MINI}", None
+    if name == "mini" or (kind == "local-dir" and rest):
+        model_name, pretrained = f"local-dir:{os.path.expanduser(rest) or MINI}", None
     elif kind == "open_clip" and "/" in rest:
         model_name, pretrained = rest.split("/", 1)
         pretrained = os.path.expanduser(pretrained)
     else:
         raise ValueError(f"unknown CLIP tower {name!r}: {KNOWN}")
-    if name != "mini" and model_name not in open_clip.list_models():
+    if kind == "open_clip" and model_name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {model_name!r}: open_clip.list_models() names them")
     try:
         # squash: a centre crop would cut off objects that are labels of the image

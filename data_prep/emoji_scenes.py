@@ -148,12 +148,15 @@ def _pool(part, setting=None):
     return names, np.cumsum([weights[n] for n in names])
 
 
-def choose(rng, split, most=MOST):
-    """(names, setting) of a scene: 1 to `most` concepts, mostly of the setting's themes. In test, half are unseen."""
+def choose(rng, split, most=MOST, shown=0.0):
+    """(names, setting) of a scene: 1 to `most` concepts, mostly of the setting's themes. In test, half are unseen; in
+    train the share `shown`, of which no label is told.
+    """
+    unseen = {"test": 0.5, "train": shown}.get(split, 0.0)
     setting = list(SETTINGS)[rng.integers(len(SETTINGS))]
     chosen = []
     for _ in range(rng.integers(1, most + 1)):
-        part = "unseen" if split == "test" and rng.random() < 0.5 else "seen"
+        part = "unseen" if unseen and rng.random() < unseen else "seen"
         names, cumulative = _pool(part, setting if rng.random() < 0.85 else None)
         name = names[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")]
         if name not in chosen:
@@ -161,18 +164,23 @@ def choose(rng, split, most=MOST):
     return chosen, setting
 
 
-def scene(seed, split, index, most=MOST):
-    """Scene `index` of a split: {"image": RGB image, "labels": sorted label indices}."""
-    rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
-    names, setting = choose(rng, split, most)
-    labels = concepts()[0] + concepts()[1]
-    return {"image": draw(rng, names, setting), "labels": sorted(map(labels.index, names))}
+def rng_of(seed, split, index):
+    """The random numbers of scene `index` of a split."""
+    return np.random.default_rng([seed, list(SPLITS).index(split), index])
 
 
-def _row(item, seed, most):
+def scene(seed, split, index, most=MOST, shown=0.0):
+    """Scene `index` of a split: {"image": RGB image, "labels": sorted label indices, in train seen ones alone}."""
+    rng = rng_of(seed, split, index)
+    names, setting = choose(rng, split, most, shown)
+    told = concepts()[0] + (concepts()[1] if split == "test" else [])
+    return {"image": draw(rng, names, setting), "labels": sorted(told.index(n) for n in names if n in told)}
+
+
+def _row(item, seed, most, shown):
     """The row of a (file name, split, index): its scene as PNG."""
     name, split, index = item
-    row, file = scene(seed, split, index, most), io.BytesIO()
+    row, file = scene(seed, split, index, most, shown), io.BytesIO()
     row["image"].save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # stronger takes longer than drawing
     return row | {"image": {"bytes": file.getvalue(), "path": name}}
 
@@ -186,16 +194,30 @@ def description(seed, sizes, most=MOST):
     return info | {"seed": seed, "sizes": sizes, "most_objects": most, "format": FORMAT}
 
 
-def prepare(out, seed=0, sizes=SPLITS, workers=2, most=MOST):
+def unseen_shown(seed, count, most, shown):
+    """{file name: unseen concepts} of the first `count` scenes of train that show any."""
+    unseen, found = set(concepts()[1]), {}
+    for i in range(count):
+        names, _ = choose(rng_of(seed, "train", i), "train", most, shown)
+        if own := [name for name in names if name in unseen]:
+            found[f"train-{i:05}.png"] = own
+    return found
+
+
+def prepare(out, seed=0, sizes=SPLITS, workers=2, most=MOST, shown=0.0):
     """Draw the data set into the folder `out`, which is whole or not there; scenes of other settings are replaced.
 
+    With `shown`, a share of the objects of train are unseen concepts, without their labels; labels.json lists them, for
+    sentences as the author's code makes them. Val and test are the same scenes as without.
     Does nothing if `out` already holds the same scenes; raises FileExistsError if it is something else. Returns `out`.
     """
     out = Path(out).expanduser()
     for name in concepts()[3]:
         glyph(name)  # kept, so that forked workers need not draw it again
     items = {split: [(f"{split}-{i:05}.png", split, i) for i in range(n)] for split, n in sizes.items()}
-    info, make = description(seed, dict(sizes), most), partial(_row, seed=seed, most=most)
+    info, make = description(seed, dict(sizes), most), partial(_row, seed=seed, most=most, shown=shown)
+    if shown:
+        info |= {"shown": shown, "unseen_in_train": unseen_shown(seed, sizes["train"], most, shown)}
     write(out, info, items, make, workers, replace="emoji scenes")
     return out
 
@@ -206,11 +228,14 @@ def main():
     options.add_argument("--workers", type=script.count, default=2, help="processes that draw")
     most = {"default": MOST, "choices": range(1, MOST + 1), "metavar": f"1..{MOST}"}
     options.add_argument("--objects", type=int, **most, help="most objects in a scene")
+    told = "share of the objects in train that are unseen concepts, without labels"
+    options.add_argument("--shown", type=script.share, default=0.0, help=told)
     for split, n in SPLITS.items():
         options.add_argument(f"--{split}", type=script.count, default=n, help=f"scenes in {split}")
     args = options.parse_args()
     with script.messages(options.error, "stopped: the same command goes on from here"):
-        prepare(args.out, args.seed, {split: getattr(args, split) for split in SPLITS}, args.workers, args.objects)
+        sizes = {split: getattr(args, split) for split in SPLITS}
+        prepare(args.out, args.seed, sizes, args.workers, args.objects, args.shown)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 emoji scenes.
 
     python -m data_prep.mini_clip --out clipdec/mini_clip
+    python -m data_prep.mini_clip --without-unseen --out runs/mini_clip_without
 
 Contrastive training as CLIP's (Radford et al. 2021): each batch pairs scenes of one to three objects with captions that
-name them, unseen concepts included, as captions of the web do. The names of a batch are drawn without repetition, so no
-caption fits another scene of its batch. Scenes are drawn as they are needed and none is seen twice.
+name them, unseen concepts included, as captions of the web do. So "unseen" means unseen by the head. The second command
+prices that: its pictures and captions never hold an unseen concept. The names of a batch are drawn without repetition,
+so no caption fits another scene of its batch. Scenes are drawn as they are needed and none is seen twice.
 """
 
 import json
@@ -30,7 +32,12 @@ TEXT = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "lay
 PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 CONFIG = {"model_cfg": {"embed_dim": 128, "vision_cfg": IMAGE, "text_cfg": TEXT}, "preprocess_cfg": PIXELS}
 TEMPLATES = ("a photo of {}", "a picture of {}", "an image with {}", "{}")
-NAMES = [name for part in emoji_scenes.concepts()[:2] for name in part]
+
+
+def known(without_unseen):
+    """The names of the concepts that a mini CLIP is trained on."""
+    seen, unseen, *_ = emoji_scenes.concepts()
+    return seen if without_unseen else seen + unseen
 
 
 def caption(rng, names):
@@ -42,15 +49,15 @@ def caption(rng, names):
 class Batches(Dataset):
     """Batch `index`: (pixels [batch_size, 3, 128, 128] uint8, caption token ids [batch_size, context])."""
 
-    def __init__(self, tokenizer, batch_size, steps, seed):
-        self.tokenizer, self.batch_size, self.steps, self.seed = tokenizer, batch_size, steps, seed
+    def __init__(self, names, tokenizer, batch_size, steps, seed):
+        self.names, self.tokenizer, self.batch_size, self.steps, self.seed = names, tokenizer, batch_size, steps, seed
 
     def __len__(self):
         return self.steps
 
     def __getitem__(self, index):
         rng = np.random.default_rng([self.seed, index])
-        names = [NAMES[i] for i in rng.permutation(len(NAMES))]
+        names = [self.names[i] for i in rng.permutation(len(self.names))]
         counts = rng.choice([1, 2, 3], self.batch_size, p=[0.5, 0.35, 0.15])
         groups = [[names.pop() for _ in range(n)] for n in counts]
         settings = rng.choice(list(emoji_scenes.SETTINGS), self.batch_size)
@@ -64,19 +71,20 @@ def normalise(pixels):
 
 
 @torch.no_grad()
-def accuracy(model, tokenizer, seed, per_name=4):
-    """Zero-shot top-1 in percent among all names, on `per_name` scenes of each single object."""
+def accuracy(model, tokenizer, names, seed, per_name=4):
+    """Zero-shot top-1 in percent among `names`, on `per_name` scenes of each single object."""
     model.eval()
-    text = model.encode_text(tokenizer([f"a photo of {n}" for n in NAMES]), normalize=True)
+    device = model.logit_scale.device
+    text = model.encode_text(tokenizer([f"a photo of {n}" for n in names]).to(device), normalize=True)
     rng, right = np.random.default_rng(seed), 0
     settings = list(emoji_scenes.SETTINGS)
     for _ in range(per_name):
-        pixels = [np.asarray(emoji_scenes.draw(rng, [n], settings[rng.integers(len(settings))])) for n in NAMES]
+        pixels = [np.asarray(emoji_scenes.draw(rng, [n], settings[rng.integers(len(settings))])) for n in names]
         parts = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).split(256)
-        image = torch.cat([model.encode_image(normalise(part), normalize=True) for part in parts])
-        right += (image @ text.T).argmax(1).eq(torch.arange(len(NAMES))).sum().item()
+        image = torch.cat([model.encode_image(normalise(part.to(device)), normalize=True) for part in parts])
+        right += (image @ text.T).argmax(1).cpu().eq(torch.arange(len(names))).sum().item()
     model.train()
-    return 100 * right / (per_name * len(NAMES))
+    return 100 * right / (per_name * len(names))
 
 
 class Muon(torch.optim.Optimizer):
@@ -113,20 +121,23 @@ def optimisers(model, lr):
     return Muon(matrices, lr), torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
 
 
-def train(out, steps, batch_size, lr, seed, workers, log_every=100):
-    """Train from scratch, saving to `<out>.partial` on the way. Returns (model, tokenizer, seconds)."""
+def train(names, out, steps, batch_size, lr, seed, workers, device, log_every=100):
+    """Train on the concepts `names` from scratch, saving to `<out>.partial` on the way. Returns (model, tokenizer,
+    seconds).
+    """
     for folder in (out, f"{out}.partial"):
         Path(folder).mkdir(parents=True, exist_ok=True)  # now, as nothing can be saved if it fails
     torch.manual_seed(seed)
-    model = open_clip.CLIP(**CONFIG["model_cfg"])
+    model = open_clip.CLIP(**CONFIG["model_cfg"]).to(device)
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"])
-    batches, ahead = Batches(tokenizer, batch_size, steps, seed), 4 if workers else None
+    batches, ahead = Batches(names, tokenizer, batch_size, steps, seed), 4 if workers else None
     loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=ahead)
     opts, criterion, start = optimisers(model, lr), ClipLoss(), time.time()
     once = {"total_steps": steps, "pct_start": 0.1, "cycle_momentum": False, "anneal_strategy": "linear"}
     schedules = [torch.optim.lr_scheduler.OneCycleLR(o, lr, **once) for o in opts]
     for step, (pixels, ids) in enumerate(tqdm(loader, desc="mini CLIP", mininterval=10), 1):
-        image, text = model.encode_image(normalise(pixels), normalize=True), model.encode_text(ids, normalize=True)
+        image = model.encode_image(normalise(pixels.to(device)), normalize=True)
+        text = model.encode_text(ids.to(device), normalize=True)
         loss = criterion(image, text, model.logit_scale.exp())
         loss.backward()
         for each in (*opts, *schedules):
@@ -138,7 +149,7 @@ def train(out, steps, batch_size, lr, seed, workers, log_every=100):
             print(f"step {step} loss {loss.item():.3f} scale {scale:.1f} {seconds:.0f} s", flush=True)
         if step % (2 * log_every) == 0:
             save(model, f"{out}.partial")  # the finished model in `out`, maybe the packaged one, stays until the end
-            print(f"step {step} top-1 {accuracy(model, tokenizer, seed + 1, 1):.1f} %", flush=True)
+            print(f"step {step} top-1 {accuracy(model, tokenizer, names, seed + 1, 1):.1f} %", flush=True)
     return model, tokenizer, time.time() - start
 
 
@@ -146,18 +157,21 @@ def save(model, out):
     """Write an open_clip `local-dir:` folder, weights in half precision."""
     out = Path(out)
     write_whole(out / "open_clip_config.json", json.dumps(CONFIG, indent=1))
-    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    weights = {k: v.half().contiguous().cpu() for k, v in model.state_dict().items()}
     write_whole(out / "open_clip_model.safetensors", to_bytes(weights))
 
 
 def run(args):
     """Train, measure and save, with a note of how."""
-    model, tokenizer, seconds = train(**vars(args))
+    settings = vars(args) | {"device": "cuda" if torch.cuda.is_available() else "cpu"}
+    names = known(settings.pop("without_unseen"))
+    model, tokenizer, seconds = train(names, **settings)
     save(model, args.out)
-    top1 = accuracy(model, tokenizer, args.seed + 1)
-    found = f"zero-shot top-1 {top1:.1f} % of {len(NAMES)} names"
+    top1 = accuracy(model, tokenizer, names, args.seed + 1)
+    found = f"zero-shot top-1 {top1:.1f} % of {len(names)} names"
     print(f"{args.steps} steps of {args.batch_size} in {seconds:.0f} s, {found}")
-    note = {k: v for k, v in vars(args).items() if k != "out"}
+    note = vars(args) | {"device": settings["device"]}
+    del note["out"]
     note |= {"seconds": round(seconds), "zero_shot_top1": round(top1, 2)}
     note |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     write_whole(Path(args.out) / "training.json", json.dumps(note, indent=1) + "\n")
@@ -166,7 +180,7 @@ def run(args):
 
 def main():
     options = script.parser(__doc__, "clipdec/mini_clip")
-    most = len(NAMES) // 3  # scenes of up to three names, none of them twice in a batch
+    most = len(known(True)) // 3  # scenes of up to three names, none of them twice in a batch
     batch = script.number(int, lambda n: 2 <= n <= most, f"a whole number from 2 to {most}")
     steps = script.number(int, lambda n: n >= 20, "a whole number of at least 20")  # a tenth is the rise of the rate
     rate = script.number(float, lambda x: 0 < x < 1, "a rate above 0 and below 1")
@@ -176,6 +190,8 @@ def main():
     options.add_argument("--lr", type=rate, default=3e-3, help="peak learning rate")
     options.add_argument("--seed", type=script.seed, default=0, help="of the weights and the scenes")
     options.add_argument("--workers", type=workers, default=1, help="processes that draw")
+    told = "neither pictures nor captions hold an unseen concept of the emoji scenes"
+    options.add_argument("--without-unseen", action="store_true", help=told)
     args = options.parse_args()
     with script.messages(options.error, "stopped: what was trained is in --out with .partial behind it"):
         run(args)

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from clipdec.comparison.ablations import ablate
+from clipdec.comparison.ablations import ABLATIONS, ablate
 from clipdec.comparison.report import write_report
 from clipdec.comparison.systems import SYSTEMS, compare
 from clipdec.training.config import read_settings
@@ -32,12 +32,13 @@ def run(args):
     out, asked = Path(args.out).expanduser(), (base, args.word_vectors, args.seeds)
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.ablations:
-        _write(f"{out}_ablations.json", ablate(*asked, RUNS / f"{out.name}_ablations", args.jobs, args.resume))
+        where = RUNS / f"{out.name}_ablations"
+        _write(f"{out}_ablations.json", ablate(*asked, where, args.jobs, args.resume, args.groups))
     else:
         rows, summary = compare(*asked, RUNS / out.name, args.systems, args.jobs, args.resume, args.config)
         _write(f"{out}.json", rows)
         _write(f"{out}_summary.json", summary)
-        write_report(out)
+    write_report(out)
 
 
 def _arguments(arguments):
@@ -52,14 +53,18 @@ def _arguments(arguments):
     add("--seeds", type=int, default=5, help="seeds 0, 1, ... (default 5)")
     add("--epochs", type=int, help="in place of the config's")
     add("--ablations", action="store_true", help="run the ablations instead of the systems; writes OUT_ablations.json")
+    named = ", ".join(ABLATIONS)
+    add("--groups", nargs="+", choices=ABLATIONS, metavar="GROUP", help=f"ablations, of {named}")
     add("--out", default="results/emoji", help="writes OUT.json, OUT_summary.json and OUT.md (default results/emoji)")
     add("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
     add("--resume", action="store_true", help="keep the runs that are there, in runs/comparison")
     args = parser.parse_args(arguments)
     if args.seeds < 1 or args.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, got {args.seeds} and {args.jobs}")
-    if not args.word_vectors and (args.ablations or {"ml_decoder", "conse"} & set(args.systems)):
-        parser.error("ml_decoder, conse and the ablations need --word-vectors, as data_prep.word_vectors makes them")
+    asked = {*(args.groups or ABLATIONS)} if args.ablations else {*args.systems}
+    needing = asked & {"label vectors", "ml_decoder", "conse"}
+    if needing and not args.word_vectors:
+        parser.error(f"{', '.join(sorted(needing))} need --word-vectors, as data_prep.word_vectors makes them")
     return args
 
 

@@ -2,52 +2,68 @@
 
 from pathlib import Path
 
+from clipdec.comparison import systems
 from clipdec.comparison.statistics import difference
-from clipdec.comparison.systems import DEFECTS, WORDS, encode_all, notebook_command, run_all, with_words
+from clipdec.comparison.systems import PAPER, WORDS
 from clipdec.data import load_data
-from clipdec.training.config import Config
+from clipdec.training.author import followed
+from clipdec.training.config import AS_AUTHOR, Config
+from clipdec.training.run_folder import read_history
 from clipdec.training.scores import held_labels
 
-PAPER, SENTENCE = {"head": "ml_decoder"}, "one more sentence about {} here"
+AUGMENTED = PAPER | {"augment": True}  # as the author's code trains
+SENTENCE = "one more sentence about {} here"
+BALANCES = {"1/56": 1 / 56, "1/5": 0.2, "5": 5.0, "56": 56.0}  # 56: the batch that makes 1/56 of the author's alpha 1
+POINTS = [point for point in AS_AUTHOR if point != "cutout_first"]  # which needs augmented images
 ABLATIONS = {  # group: {setting: what it sets otherwise than the run's Config}
     "head": {"residual": {}, "matching": {"head": "matching"}, "linear": {"head": "linear"}, "ml_decoder": PAPER},
     "prompt": {"a photo of {}": {}, "{}": {"prompt": "{}"}, SENTENCE: {"prompt": SENTENCE}},
     "label vectors": {"CLIP": {}, "word vectors": WORDS},
-    "alpha, beta": {"1, 1": {}, "0, 1": {"alpha": 0.0}, "0.2, 1": {"alpha": 0.2}, "5, 1": {"alpha": 5.0}},
+    "alpha / beta": {"1": {}, "0": {"alpha": 0.0}} | {name: {"alpha": alpha} for name, alpha in BALANCES.items()},
     "seen labels in training": {"95 %": {}} | {f"{100 - out} %": {"hold_out": out / 100} for out in (35, 68, 89)},
     "decoder width": {"96": {}, "48": {"embed_dim": 48}, "192": {"embed_dim": 192}},
     "image tower": {"frozen": {}, "trained, lr 5e-4": {"train_image_tower": True, "lr": 5e-4}},
-    "defects of the author's code, with the paper's head": {"none": PAPER}
-    | {name: PAPER | {"as_author": name} for name in DEFECTS},
+    "author's points": {"none": PAPER} | {point: PAPER | {"as_author": point} for point in POINTS},
+    "author's points, augmented": {"none": AUGMENTED}
+    | {points: AUGMENTED | {"as_author": points} for points in ("cutout_first", "all")},
 }
 
 
-def ablate(base, word_vectors, seeds, folder, jobs=1, resume=False):
-    """Run ABLATIONS, equal ones once: {"rows", "differences" to the first of a group}; arguments as of `compare`."""
-    encode_all(Config(**base))
-    listed = {(group, name): with_words(each[name], word_vectors) for group, each in ABLATIONS.items() for name in each}
-    labels = load_data(Config(**base).data).labels
-    listed = {key: changes for key, changes in listed.items() if _can_train(key, Config(**base | changes), labels)}
+def ablate(base, word_vectors, seeds, folder, jobs=1, resume=False, groups=None):
+    """Run `groups` of ABLATIONS, by default all, equal settings once; other arguments as of `compare`.
+
+    Returns: {"base", "rows", "differences" to the first of a group, and what `machine` says}. A row's "val" is what its
+    epoch was chosen by: mAP on val of the labels in training and of those held out.
+    """
+    systems.encode_all(Config(**base))
+    chosen = {(group, name): changes for group in groups or ABLATIONS for name, changes in ABLATIONS[group].items()}
+    listed, data = {}, load_data(Config(**base).data)
+    for key, changes in chosen.items():
+        changes = systems.with_words(changes, word_vectors)
+        if _can_train(key, Config(**base | changes), data):
+            listed[key] = changes
     configs = {key: [_config(base, changes, seed, folder) for seed in range(seeds)] for key, changes in listed.items()}
     once = {config.out_dir: ("best", config) for each in configs.values() for config in each}
-    done = dict(zip(once, run_all(once.values(), jobs, resume)))
+    done = dict(zip(once, systems.run_all(once.values(), jobs, resume)))
     results = {key: [done[config.out_dir] for config in each] for key, each in configs.items()}
     rows, differences = [], []
     for (group, name), changes in listed.items():
         about, each = {"group": group, "setting": name}, results[group, name]
         for config, (row, _) in zip(configs[group, name], each):
-            again = {"seed": config.seed, "command": notebook_command(base | changes, config.seed)}
-            rows.append(about | again | {"epochs": config.epochs} | {k: row[k] for k in ("zsl", "gzsl", "seconds")})
+            again = {"seed": config.seed, "command": systems.notebook_command(base | changes, config.seed)}
+            found = {k: row[k] for k in ("zsl", "gzsl", "seconds", "as_author") if k in row}
+            rows.append(about | again | {"epochs": config.epochs, "val": _val(config, row)} | found)
         first = next(iter(ABLATIONS[group]))
-        if name != first:
+        if name != first and (group, first) in results:
             differences.append(about | difference(each, results[group, first]))
-    return {"rows": rows, "differences": differences}
+    return {"base": base, "rows": rows, "differences": differences} | systems.machine(base, jobs)
 
 
-def _can_train(key, config, labels):
-    """Whether a setting leaves labels to train on; says so if not."""
+def _can_train(key, config, data):
+    """Whether the data allow a setting; says so if not."""
     try:
-        held_labels(labels, config)
+        held_labels(data.labels, config)
+        followed(config, data)
     except ValueError as error:
         print(f"{': '.join(key)} is left out: {error}", flush=True)
         return False
@@ -59,3 +75,9 @@ def _config(base, changes, seed, folder):
     short = {key: Path(value).stem if key in WORDS else value for key, value in changes.items()}
     here = folder / "-".join([*(f"{key}={value}" for key, value in short.items()), str(seed)])
     return Config(**base | changes | {"seed": seed, "out_dir": str(here)})
+
+
+def _val(config, row):
+    """{"seen", "held"}: mAP in percent on val in a run's best epoch; without held-out labels that of the others."""
+    epoch = read_history(config.path("out_dir"))[row["best_epoch"] - 1]
+    return {part: epoch[f"val_{part}_map"] for part in ("seen", "held") if f"val_{part}_map" in epoch}

@@ -4,6 +4,7 @@ import json
 from statistics import fmean, stdev
 
 from clipdec.comparison.statistics import is_difference
+from clipdec.training.config import AS_AUTHOR
 from clipdec.training.report import dashed
 
 NAMES = {
@@ -110,32 +111,37 @@ def reliability_table(rows):
 
 
 def ablation_table(group, ablations):
-    """One group of ablations: mAP, the difference to the group's first setting, and its 95 % interval."""
+    """One group of ablations: mAP on val of the labels held out and of those in training, and on test ZSL and GZSL mAP,
+    the difference to the group's first setting, and its 95 % interval.
+    """
     rows, differences = ([d for d in ablations[part] if d["group"] == group] for part in ("rows", "differences"))
     found = {(d["setting"], t): measured(d[t]) for d in differences for t in TASKS}
     lines = []
     for setting, each in by(rows, "setting"):
         cells = [[mean_sd([row[t].get("map") for row in each]), *found.get((setting, t), ["", ""])] for t in TASKS]
-        lines.append([f"`{setting}`", *cells[0], *cells[1]])
-    return table(["", "ZSL mAP", "difference", "95 % interval", "GZSL mAP", "difference", "95 % interval"], lines)
+        val = [mean_sd([row["val"].get(part) for row in each]) for part in ("held", "seen")]
+        lines.append([f"`{setting}`", *val, *cells[0], *cells[1]])
+    heads = [[f"{task} mAP", "difference", "95 % interval"] for task in ("ZSL", "GZSL")]
+    return table(["", "val, held out", "val, in training", *heads[0], *heads[1]], lines)
 
 
 def write_report(out):
-    """Write OUT.md of OUT.json, OUT_summary.json and, where they are there, OUT_single.json and OUT_ablations.json."""
+    """Write OUT.md of OUT.json, with OUT_summary.json, OUT_single.json and OUT_ablations.json, if they are there."""
     paths = [out.with_name(f"{out.name}{part}.json") for part in ("", "_summary", "_single", "_ablations")]
     rows, summary, single, ablations = (json.loads(p.read_text("utf8")) if p.is_file() else None for p in paths)
-    text = [f"# Methods side by side: {out.name}", *_systems(rows, summary["differences"])]
-    text += (_single_objects(single) if single else []) + (_ablations(ablations) if ablations else [])
-    text += _commands(rows + (ablations["rows"] if ablations else []), summary)
+    text = [f"# {'Methods side by side' if rows else 'One change at a time'}: {out.name}"]
+    text += [*_systems(rows, summary), *_commands(rows, summary)] if rows else []
+    text += _single_objects(single) if single else []
+    text += [*_ablations(ablations), *_commands(ablations["rows"], ablations)] if ablations else []
     path = out.with_name(f"{out.name}.md")
     path.write_text("\n\n".join(text) + "\n", encoding="utf8")
     print(path)
 
 
-def _systems(rows, differences):
+def _systems(rows, summary):
     seeds, protocol = len(by(rows, "seed")), rows[0]["protocol"]
-    author = "clip_decoder_author" in dict(by(rows, "system"))
-    but = ", except the epoch in the row of the author's code, as that code does" if author else ""
+    author = [row["as_author"] for row in rows if "as_author" in row]
+    but = ", except between plain and averaged weights in the row of the author's code, as there" if author else ""
     about = f"""\
 Written by `make results`; `python -m clipdec.comparison --help` says how on other data. Figures in percent, \
 mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test images, keep={protocol["keep"]}, \
@@ -143,10 +149,12 @@ mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test im
 on val, by labels held out of the training and labels in it; test labels choose nothing{but}."""
     if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
         about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
+    if author:
+        about += f"\n\nThe row of the author's code follows {points(author[0])}."
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
-        "## Differences of mAP", INTERVAL, difference_table(differences),
+        "## Differences of mAP", INTERVAL, difference_table(summary["differences"]),
         "## mAP at equal prevalence", EQUAL, prevalence_table(rows),
         "## GZSL with an offset between seen and unseen labels",
         "mAP does not change: it ranks images, one label at a time.", calibration_table(rows),
@@ -163,13 +171,27 @@ def _single_objects(rows):
 def _ablations(ablations):
     rows, seeds = ablations["rows"], len(by(ablations["rows"], "seed"))
     about = f"""One change at a time, {rows[0]["epochs"]} epochs, {seeds} seed{"s" * (seeds > 1)}. Differences are to \
-the group's first row. {INTERVAL}"""
+the group's first row. {INTERVAL} All runs share \
+{_listed(ablations["base"]) or "the settings of the preset"}."""
+    if followed := [row["as_author"] for row in rows if row["setting"] == "all"]:
+        about += f" `all` follows {points(followed[0])}."
     tables = [part for group, _ in by(rows, "group") for part in (f"### {group}", ablation_table(group, ablations))]
     return ["## Ablations", about, *tables]
+
+
+def points(followed):
+    """Which of the author's points a run follows, in words."""
+    lacking = [point for point in AS_AUTHOR if point not in followed]
+    but = f": all but {', '.join(lacking)}" if lacking else ""
+    return f"{len(followed)} of the {len(AS_AUTHOR)} points of `as_author`{but}"
+
+
+def _listed(settings):
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def _commands(rows, summary):
     commands = "\n".join(["```", *dict.fromkeys(row["command"] for row in rows if row["seed"] == 0), "```"])
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-    about = f"Threads of a run: {summary['threads']}. Versions: {versions}."
-    return ["## Commands", "Each row again, for seed 0:", commands, about]
+    about = f"Device: {summary['device']}. Threads of a run: {summary['threads']}. Versions: {versions}."
+    return ["## Commands", "Each row above again, for seed 0:", commands, about]

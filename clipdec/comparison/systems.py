@@ -11,12 +11,13 @@ import torch
 from clipdec.comparison.methods import conse, raw_clip
 from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_ap
 from clipdec.data import load_data
+from clipdec.metrics import average_precision
 from clipdec.towers import ImageTower
 from clipdec.training.author import followed
 from clipdec.training.build import image_tower, load_run
-from clipdec.training.config import SWITCHES, Config
+from clipdec.training.config import Config
 from clipdec.training.inputs import changed, inputs_of
-from clipdec.training.machine import versions
+from clipdec.training.machine import device_name, versions
 from clipdec.training.report import dashed, full_report
 from clipdec.training.run import fit
 from clipdec.training.run_folder import check_out_dir, read_scores, write_scores
@@ -28,21 +29,22 @@ BASELINES = {
     "raw_clip_softmax": raw_clip.softmax_scores, "raw_clip_patch": raw_clip.patch_scores, "conse": conse.conse_scores,
 }  # fmt: skip
 WORDS = {"label_embeddings": "WORDS"}  # `with_words` puts the file of word vectors there
-DEFECTS = tuple(SWITCHES.values())  # of the author's code, as names of `as_author`
+PAPER = {"head": "ml_decoder"}
 TRAINED = {  # what each sets otherwise than the run's Config
-    "ml_decoder": {"head": "ml_decoder", "alpha": 0.0} | WORDS,
-    "clip_decoder_author": {"head": "ml_decoder", "hold_out": 0.0} | {"as_author": ", ".join(DEFECTS)},
-    "clip_decoder": {"head": "ml_decoder"}, "best": {},
+    "ml_decoder": PAPER | {"alpha": 0.0} | WORDS,
+    "clip_decoder_author": PAPER | {"hold_out": 0.0, "as_author": "all"},
+    "clip_decoder": PAPER, "best": {},
 }  # fmt: skip
 CHANGES = dict.fromkeys(BASELINES, {}) | {"conse": WORDS} | TRAINED
 SYSTEMS = list(CHANGES)
 PAIRS = [*(("best", other) for other in SYSTEMS if other != "best"), ("clip_decoder", "ml_decoder")]
+PAIRS += [("clip_decoder", "clip_decoder_author")]
 KEPT = "zsl gzsl seen zsl_without_twins equal_prevalence protocol gzsl_calibrated seen_offset reliability".split()
 KEPT += "clip_weight best_epoch seconds".split()
 
 
 def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=False, settings_file=None):
-    """Run `systems` with every seed: (rows of results, {"differences" of PAIRS, "threads", "versions"}).
+    """Run `systems` with every seed: (rows of results, {"differences" of PAIRS and what `machine` says}).
 
     Args: base, the settings that all share; word_vectors, .npz of label vectors that no image taught; folder, from the
     repository's root, of a folder a run; jobs, how many run at a time; resume, whether to take the runs that are there;
@@ -58,8 +60,13 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
     for (name, seed), (row, maps) in zip(runs, run_all(tasks, jobs, resume)):
         results[name].append((row | {"command": command(name, base, word_vectors, seed, settings_file)}, maps))
     differences = [{"systems": [a, b]} | difference(results[a], results[b]) for a, b in PAIRS if {a, b} <= {*systems}]
-    about = {"differences": differences, "threads": max(1, torch.get_num_threads() // jobs), "versions": versions()}
-    return [row for each in results.values() for row, _ in each], about
+    return [row for each in results.values() for row, _ in each], {"differences": differences} | machine(base, jobs)
+
+
+def machine(base, jobs):
+    """What the results say of the machine that they were made on."""
+    device, threads = device_name(Config(**base).device), max(1, torch.get_num_threads() // jobs)
+    return {"device": device, "threads": threads, "versions": versions()}
 
 
 def encode_all(config):
@@ -110,8 +117,13 @@ def run_system(name, config, resume=False):
     report = lambda: full_report(scores, targets, data.labels)
     found = json.loads((folder / "metrics.json").read_text(encoding="utf8")) if name in TRAINED else report()
     row = {"system": name, "seed": config.seed} | {key: found[key] for key in KEPT if key in found}
+    if config.as_author:
+        row["as_author"] = found["config"]["as_author"]  # of "all", those that the settings and the data allow
+    unseen = data.labels.unseen_index
+    ap = 100 * average_precision(scores[:, unseen], targets[:, unseen])
+    row["unseen_ap"] = {name: round(value, 2) for name, value in zip(data.labels.unseen, ap.tolist())}
     precisions = 100 * resampled_ap(scores, targets, bootstrap_weights(len(targets)))  # [L, R]
-    return row, {"zsl": precisions[data.labels.unseen_index].nanmean(0), "gzsl": precisions.nanmean(0)}
+    return row, {"zsl": precisions[unseen].nanmean(0), "gzsl": precisions.nanmean(0)}
 
 
 def ingredients(name, data, config):

@@ -12,8 +12,13 @@ from clipdec.training.memory import peak_resident_mb
 def peak_memory_mb(device="cpu"):
     """Peak memory in MB: of a GPU what torch has allocated there, else the resident memory of this process."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 1e6
+        return torch.cuda.max_memory_allocated(device) / 1e6
     return peak_resident_mb()
+
+
+def device_name(device):
+    """"NVIDIA H100", "cpu"."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def duration(seconds):

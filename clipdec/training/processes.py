@@ -16,11 +16,14 @@ def launch(count, cpu, work, *arguments):
 
     Where a notebook has one device only, as in Colab, accelerate calls it in this process instead.
 
-    Raises: ValueError where no process can be forked.
+    Raises: ValueError where no process can be forked, as from one that has used a GPU.
     """
+    remedy = f"use `accelerate launch --num_processes {count} -m clipdec.training --config run.json`"
     if "fork" not in multiprocessing.get_all_start_methods():
-        remedy = f"use `accelerate launch --num_processes {count} -m clipdec.training --config run.json`"
         raise ValueError(f"processes {count}: this system cannot fork the processes that train together: {remedy}")
+    if not cpu and torch.cuda.is_initialized() and torch.cuda.device_count() > 1:
+        used = "this process has used a GPU, after which none can be forked from it"
+        raise ValueError(f"processes {count}: {used}: restart it (the kernel) and call fit first, or {remedy}")
     AcceleratorState._reset_state(reset_partial_state=True)  # left by a run in this process, in the launcher's way
     options = {"num_processes": count, "use_port": str(get_free_port())}
     accelerate.notebook_launcher(_launched, (cpu, work, *arguments), **options)

@@ -33,9 +33,9 @@ def fit(data, config, on_epoch=None):
     `as_author` chooses), config.json, history.csv (a row an epoch), metrics.json, labels.json, scores.npz (the logits
     of val and test, for numpy), label_ap.csv (AP of each label on test), tensorboard/ and state.pt: all that a run
     needs to go on, mid-epoch too, with `resume=True`. It is written every `save_minutes`, after every epoch and at
-    SIGTERM or SIGINT. The random numbers of a step depend on the seed and the number of the step alone, so that a
-    resumed run equals an undisturbed one, and without dropout several processes equal one as nearly as sums in another
-    order do.
+    SIGTERM or SIGINT. The random numbers of a step depend on the seed and the number of the step alone, so that on a
+    CPU a resumed run equals an undisturbed one (a GPU adds up in any order), and without dropout several processes
+    equal one as nearly as sums in another order do.
 
     The best epoch has the highest mean of two mAPs on val: of the labels in training, and of seen ones held out of it
     (`hold_out`), which play the unseen ones. Where val has none of one kind the other counts, and without both the last
@@ -75,7 +75,7 @@ class Run:
         config = followed(config, data)
         self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
         self.began = self.saved = time.time()
-        state = folder.load_state(config.device) if config.resume else None
+        state = folder.load_state() if config.resume else None
         self.asked, self.held = held_labels(data.labels, config)
         self.queries = label_queries(config, data.labels.names).to(config.device)
         model = build_model(config, self.queries[self.asked].cpu()).to(config.device)

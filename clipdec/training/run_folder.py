@@ -161,14 +161,14 @@ class RunFolder:
             with whole(self.path / "state.pt") as aside, open(aside, "wb") as file:
                 torch.save(state, file)
 
-    def load_state(self, device):
-        """The last complete state, or None. Raises ValueError if it, or the weights it goes with, are damaged."""
+    def load_state(self):
+        """The last complete state, on the CPU, or None. Raises ValueError if it, or the weights it goes with, are damaged."""
         path = self.path / "state.pt"
         if not path.is_file():
             return None
         damaged = "is lost or cut ({}): bring back the whole file, or set resume False"
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch, zip and pickle raise errors of many kinds
             raise ValueError(f"{path} {damaged.format(str(error).splitlines()[0])}") from None
         plain = ["plain.safetensors"] if "best_on_test" in state["config"].get("as_author", []) else []

@@ -20,6 +20,7 @@ from clipdec.comparison.report import mean_sd
 from clipdec.comparison.statistics import bootstrap_weights, difference, interval, is_difference, resampled_ap
 from clipdec.comparison.systems import SYSTEMS, TRAINED, WORDS
 from clipdec.metrics import average_precision
+from clipdec.training.run_folder import read_history
 from data_prep import emoji_scenes
 
 SHORT = {"embed_dim": 16, "epochs": 1, "label_samples": 16, "device": "cpu", "hold_out": 0.1}
@@ -73,6 +74,10 @@ def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, small):
             aps = [average_precision_score(t[:, i], s[:, i]) for i in range(t.shape[1]) if t[:, i].any()]
             top = np.zeros_like(t)
             np.put_along_axis(top, np.argsort(-s, axis=1, kind="stable")[:, :3], True, axis=1)
+            if task == "zsl":
+                assert [ap for ap in row["unseen_ap"].values() if ap is not None] == pytest.approx(
+                    100 * np.array(aps), abs=0.006
+                )
             expected = np.mean(aps), (top & t).sum() / top.sum(), (top & t).sum() / t.sum()
             count = 1 if row["system"] == "clip_decoder_author" else 3  # whose P and R are those of the plain weights
             found = [row[task][f] / 100 for f in ("map", "p@3", "r@3")]
@@ -172,14 +177,15 @@ def test_intervals_hold_the_difference_as_often_as_they_say():
 
 
 def test_test_labels_change_no_weight_and_no_threshold(small, tmp_path):
-    """Nor in the author's setting, which logs mAP on test: it keeps the last epoch, whatever that says."""
+    """Nor in the author's setting, where they choose between the plain and the averaged weights of the last epoch."""
     order = torch.randperm(len(small.test), generator=torch.Generator().manual_seed(1))
     other = replace(small, test=replace(small.test, targets=small.test.targets[order]))
     for name in ("best", "clip_decoder_author"):
         found = []
         for data, folder in ((small, tmp_path / name / "a"), (other, tmp_path / name / "b")):
             config = Config(**SHORT | {"epochs": 2, "batch_size": 32, "out_dir": str(folder)} | TRAINED[name])
-            found.append((fit(data, config), load_file(folder / "checkpoint.safetensors")))
+            weights = "checkpoint" if name == "best" else "plain"
+            found.append((fit(data, config), load_file(folder / f"{weights}.safetensors")))
         (a, weights), (b, others) = found
         torch.testing.assert_close(weights, others, rtol=0, atol=0)
         assert all(a.get(k) == b.get(k) for k in ("seen_offset", "clip_weight", "best_epoch"))
@@ -190,11 +196,17 @@ def test_ablations_change_what_they_say(table, tmp_path, monkeypatch, no_process
     settings = {"head": {"residual": {}, "ml_decoder": {"head": "ml_decoder"}}, "words": {"CLIP": {}, "words": WORDS}}
     monkeypatch.setattr(ablations, "ABLATIONS", settings)
     main([*table[1], "--ablations", "--seeds", "1", "--out", f"{tmp_path}/small"])
-    rows, differences = json.loads((tmp_path / "small_ablations.json").read_text()).values()
+    found = json.loads((tmp_path / "small_ablations.json").read_text())
+    rows, differences = found["rows"], found["differences"]
     assert [(d["group"], d["setting"]) for d in differences] == [("head", "ml_decoder"), ("words", "words")]
     assert differences[0]["zsl"]["mean"] == pytest.approx(rows[1]["zsl"]["map"] - rows[0]["zsl"]["map"])
     assert [(r["group"], r["setting"]) for r in rows] == [(group, s) for group in settings for s in settings[group]]
     runs = table[0] / "runs/small_ablations"
+    history = read_history(runs / "head=ml_decoder-0")[rows[1]["epochs"] - 1]  # one epoch, which is the best
+    assert rows[1]["val"] == {part: pytest.approx(history[f"val_{part}_map"]) for part in ("seen", "held")}
+    text = (tmp_path / "small.md").read_text()
+    assert text.startswith("# One change at a time: small")
+    assert f"| `ml_decoder` | {history['val_held_map']:.1f} | {history['val_seen_map']:.1f} |" in text
     assert rows[0]["zsl"] == rows[2]["zsl"] != rows[1]["zsl"] and len([*runs.rglob("scores.npz")]) == 3
     saved = [json.loads(path.read_text()) for path in runs.rglob("config.json")]
     found = sorted((config["head"], config["label_embeddings"] or "") for config in saved)

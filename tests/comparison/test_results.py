@@ -14,7 +14,9 @@ from clipdec.comparison.systems import PAIRS, SYSTEMS, TRAINED
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 SEEDS, TASKS = range(5), ("zsl", "gzsl")
-ROWS, ABLATED, SUMMARY = (json.loads((RESULTS / f"emoji{x}.json").read_text()) for x in ("", "_ablations", "_summary"))
+read = lambda ending: json.loads((RESULTS / f"emoji{ending}.json").read_text())
+ROWS, ABLATED, SUMMARY = read(""), read("_ablations"), read("_summary")
+SHOWN, WITHOUT = read("_shown_ablations"), read("_without_unseen")
 
 
 def test_every_system_and_ablation_is_there():
@@ -25,8 +27,15 @@ def test_every_system_and_ablation_is_there():
         assert row["protocol"]["test_images"] == 2000 and row["protocol"]["keep"] == "all"
         command = "papermill notebooks/04_train" if row["system"] in TRAINED else "python -m clipdec.comparison"
         assert row["command"].startswith(command)
-    found = [(row["group"], row["setting"]) for row in ABLATED["rows"] if row["seed"] == 0]
-    assert found == [(group, setting) for group, settings in ABLATIONS.items() for setting in settings]
+    made = (("head", ABLATED), ("author's points", SHOWN))
+    for first, ablated in made:
+        found = {(row["group"], row["setting"], row["seed"]) for row in ablated["rows"]}
+        groups = {group for group, *_ in found}
+        assert found == {(group, s, seed) for group in groups for s in ABLATIONS[group] for seed in range(3)}
+        assert first in groups
+    again = [(row["system"], row["seed"]) for row in WITHOUT]
+    assert again == [(name, seed) for name in dict(again) for seed in range(3)]
+    assert {"raw_clip", "raw_clip_softmax", "ml_decoder", "clip_decoder", "best"} == dict(again).keys()
 
 
 def test_differences_are_those_of_the_rows():
@@ -41,8 +50,9 @@ def test_differences_are_those_of_the_rows():
 def test_the_report_is_made_of_the_json(tmp_path):
     for path in RESULTS.glob("*.json"):
         shutil.copy(path, tmp_path)
-    write_report(tmp_path / "emoji")
-    assert (tmp_path / "emoji.md").read_text() == (RESULTS / "emoji.md").read_text()
+    for name in ("emoji", "emoji_single", "emoji_shown", "emoji_without_unseen"):
+        write_report(tmp_path / name)
+        assert (tmp_path / f"{name}.md").read_text() == (RESULTS / f"{name}.md").read_text()
 
 
 def test_the_readme_quotes_the_report():

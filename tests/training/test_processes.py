@@ -17,7 +17,7 @@ from helpers import ROOT, START_METHOD, at_step, command_line, history, needs_fo
 from safetensors.torch import load_file
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from clipdec.training.processes import gather, progress, rank_and_count, share
+from clipdec.training.processes import gather, launch, progress, rank_and_count, share
 
 FROZEN = {"epochs": 2, "batch_size": 13, "accumulate": 2, "dropout": 0.0}  # shares of unequal size
 TRAINED = {"epochs": 1, "batch_size": 24, "dropout": 0.0, "train_image_tower": True, "augment": True}
@@ -124,6 +124,14 @@ def test_where_nothing_forks_fit_says_what_to_use(train, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot fork .*use `accelerate launch --num_processes 2 -m clipdec"):
         train(tmp_path / "run", processes=2)
     assert not (tmp_path / "run").exists()
+
+
+@needs_fork
+def test_from_a_process_that_has_used_a_gpu_none_is_forked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="processes 2: this process has used a GPU.* restart it.*, or use `acc"):
+        launch(2, False, pytest.fail)
 
 
 def check_sharing():

@@ -294,6 +294,11 @@ def test_durations():
     assert [duration(time) for time in seconds] == ["1 s", "1 min 0 s", "1 min 1 s", "30 h 5 min"]
 
 
+def test_peak_memory_is_that_of_the_gpu_of_the_run(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {"cuda:0": 1e6, "cuda:1": 7e6}.get)
+    assert peak_memory_mb("cuda:1") == 7
+
+
 def test_the_command_line(tiny, tmp_path, capsys):
     path, folder = tmp_path / "run.json", tmp_path / "run"
     settings = {"preset": "mini", "data": str(tiny.folder), "out_dir": str(folder), "embed_dim": 16, "epochs": 1}

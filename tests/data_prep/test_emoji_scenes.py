@@ -1,0 +1,28 @@
+"""Scenes that are drawn: what train shows and is not told of."""
+
+import numpy as np
+import pytest
+
+from clipdec import load_data
+from clipdec.training.sentences import unseen_shown
+from data_prep import emoji_scenes
+
+SIZES = {"train": 60, "val": 6, "test": 12}
+
+
+def test_unseen_objects_are_drawn_in_train_and_not_told(tmp_path):
+    plain = load_data(emoji_scenes.prepare(tmp_path / "plain", 3, SIZES, 1))
+    data = load_data(emoji_scenes.prepare(tmp_path / "shown", 3, SIZES, 1, shown=0.4))
+    assert not data.train.targets[:, data.labels.unseen_index].any() and "unseen_in_train" not in plain.info
+    shown = unseen_shown(data.train, data).sum(1)
+    assert shown.sum() / (shown.sum() + data.train.targets.sum()) == pytest.approx(0.4, abs=0.15)
+    for i in (int(shown.argmax()), int(shown.argmin())):  # what stands there is what was drawn
+        names, setting = emoji_scenes.choose(rng := emoji_scenes.rng_of(3, "train", i), "train", shown=0.4)
+        assert np.array_equal(data.train.image(i), emoji_scenes.draw(rng, names, setting))
+        told = [data.labels.names[k] for k in data.train.targets[i].nonzero()]
+        listed = data.info["unseen_in_train"].get(f"train-{i:05}.png", [])
+        assert sorted(told + listed) == sorted(names) and len(listed) == shown[i]
+    for split in ("val", "test"):
+        one, other = getattr(plain, split), getattr(data, split)
+        assert all(np.array_equal(one.image(i), other.image(i)) for i in range(len(one)))
+        assert one.targets.equal(other.targets)
