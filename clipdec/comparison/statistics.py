@@ -72,15 +72,14 @@ def resampled_ap(scores, targets, weights):
     blocks = [block.T.float().contiguous() for block in weights.split(DRAWS)]  # [M, 250], exact below 2 ** 24
     ap = torch.full((scores.shape[1], len(weights)), NAN, dtype=torch.float64)
     for label in targets.any(0).nonzero().flatten().tolist():
-        column, positive = scores[:, label], targets[:, label].nonzero().flatten()
+        column, positive = scores[:, label].contiguous(), targets[:, label].nonzero().flatten()
         values, above = column[positive].unique().flip(0), column.argsort(descending=True)
         hits = positive[column[positive].argsort(descending=True)]
-        parts = [_precision(values, column, above, hits, block) for block in blocks]
-        ap[label] = torch.cat(parts)
+        ap[label] = torch.cat([_ap(values, column, above, hits, block) for block in blocks])
     return ap
 
 
-def _precision(values, column, above, hits, weights):
+def _ap(values, column, above, hits, weights):
     """AP [R] of one label. Images with an equal score enter together.
 
     Args: values, its positives' scores, each once, falling; above, hits, all images and the positives, by their scores
