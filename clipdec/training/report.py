@@ -7,37 +7,42 @@ from clipdec.training.leakage import leakage
 HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 
 
-def full_report(scores, targets, labels, keep="all"):
+def full_report(scores, targets, labels, keep="all", known=None):
     """`zsl_report`, as `zsl_without_twins` its ZSL figures for the unseen labels that have no seen twin, and as
     `equal_prevalence` mAP where all labels are equally frequent.
     """
     twins = leakage(labels)
     alone = [i for i in labels.unseen_index.tolist() if labels.names[i] not in twins]
     space = LabelSpace([], [labels.names[i] for i in alone])
-    rest = zsl_report(scores[:, alone], targets[:, alone], space, keep)["zsl"] if alone else {}
-    report = zsl_report(scores, targets, labels, keep) | {"zsl_without_twins": rest}
+    columns = [None if x is None else x[:, alone] for x in (scores, targets, known)]
+    rest = zsl_report(*columns[:2], space, keep, columns[2])["zsl"] if alone else {}
+    report = zsl_report(scores, targets, labels, keep, known) | {"zsl_without_twins": rest}
     report["protocol"]["unseen_with_twin"] = len(twins)
-    return report | {"equal_prevalence": equal_prevalence(scores, targets, labels)}
+    return report | {"equal_prevalence": equal_prevalence(scores, targets, labels, known)}
 
 
-def equal_prevalence(scores, targets, labels):
+def equal_prevalence(scores, targets, labels, known=None):
     """mAP if each label were in the same share of the images, in percent: {"prevalence", "zsl", "gzsl", "seen"}.
 
     The share is the mean of the unseen labels, to which the others are brought by weights of the images without them
     (`average_precision`). AP is lower for a rarer label at one quality of ranking; here mAP of seen and of unseen
-    labels, and so of GZSL and ZSL, compare. Empty where no image carries an unseen label.
+    labels, and so of GZSL and ZSL, compare. Empty where no image carries an unseen label. Where not all pairs of image
+    and label are known, all this is said of those that are.
     """
-    share = targets[:, labels.unseen_index].double().mean().item()
+    unseen = targets[:, labels.unseen_index]
+    unseen = unseen if known is None else unseen[known[:, labels.unseen_index]]
+    share = unseen.double().mean().item()
     if not share > 0:
         return {}
-    ap = 100 * average_precision(scores, targets, share)
+    ap = 100 * average_precision(scores, targets, share, known)
     parts = {"zsl": ap[labels.unseen_index], "gzsl": ap, "seen": ap[labels.seen_index]}
     return {"prevalence": 100 * share} | {part: each.nanmean().item() for part, each in parts.items()}
 
 
-def label_table(scores, targets, labels):
+def label_table(scores, targets, labels, known=None):
     """The rows of label_ap.csv: of each label its kind, in how many images it is, and its AP in percent or nan."""
-    rows = zip(labels.names, targets.sum(0).tolist(), (100 * average_precision(scores, targets)).tolist())
+    ap = 100 * average_precision(scores, targets, known=known)
+    rows = zip(labels.names, targets.sum(0).tolist(), ap.tolist())
     return [{"label": name, "kind": labels.kind(name), "positives": n, "ap": ap} for name, n, ap in rows]
 
 
