@@ -9,7 +9,8 @@ HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZS
 
 def full_report(scores, targets, labels, keep="all", known=None):
     """`zsl_report`, as `zsl_without_twins` its ZSL figures for the unseen labels that have no seen twin, and as
-    `equal_prevalence` mAP where all labels are equally frequent.
+    `equal_prevalence` mAP where all labels are equally frequent. Its protocol says which percentage of the pairs of image
+    and label is `known`, where not all are.
     """
     twins = leakage(labels)
     alone = [i for i in labels.unseen_index.tolist() if labels.names[i] not in twins]
@@ -18,6 +19,8 @@ def full_report(scores, targets, labels, keep="all", known=None):
     rest = zsl_report(*columns[:2], space, keep, columns[2])["zsl"] if alone else {}
     report = zsl_report(scores, targets, labels, keep, known) | {"zsl_without_twins": rest}
     report["protocol"]["unseen_with_twin"] = len(twins)
+    if known is not None:
+        report["protocol"]["known_pairs"] = 100 * known.sum().item() / known.numel()
     return report | {"equal_prevalence": equal_prevalence(scores, targets, labels, known)}
 
 
@@ -48,7 +51,8 @@ def label_table(scores, targets, labels, known=None):
 
 def result_table(metrics):
     """The figures of metrics.json as a text table, in percent; a dash where one does not exist."""
-    columns = {"map": "mAP", "f1@3": "F1@3", "f1@5": "F1@5"}
+    ranked = [name for name in metrics.get("gzsl") or ("f1@3", "f1@5") if name.startswith("f1@")]
+    columns = {"map": "mAP"} | {name: name.upper() for name in ranked}
     lines = [
         f"{'':14}" + "".join(f"{name:^24}" for name in HEADINGS.values()),
         f"{'':14}" + "".join(f"{name:>8}" for name in columns.values()) * len(HEADINGS),
@@ -60,6 +64,8 @@ def result_table(metrics):
         images = f"{protocol['test_images']} test images, keep={protocol['keep']}"
         without = f"{protocol['labels_without_positives']} labels without a positive left out"
         lines.append(f"{images}, {without}; {protocol['unseen_with_twin']} unseen labels have a seen twin")
+        if known := protocol.get("known_pairs"):
+            lines.append(f"AP over {known:.2g} % of all pairs of image and label, the others are not known")
     note = metrics.get("calibration", {}).get("note")
     lines += [note] if note else []
     lines += [f"left out: {part} ({reason})" for part, reason in metrics.get("left_out", {}).items()]
