@@ -1,4 +1,4 @@
-"""OpenImages v4 from its official files, prepared with the 7,186 seen and 400 unseen labels of the zero-shot literature.
+"""OpenImages v4 from its official files, prepared with the 7,186 seen and 400 unseen labels of the literature.
 
     python -m data_prep.open_images --root OPENIMAGES --limit 200000 --out data/open-images
 
@@ -15,8 +15,8 @@ id behind it. People were asked about a few labels of an image: the column `labe
 those that are verified not to be there. Val is a part of train, as in all scripts; OpenImages' own is not used.
 
 AP of a label is over the images of which it is known, as in LESA and BiAM, and so is high: it does not compare with
-NUS-WIDE. P, R and F1 at 10 and 20 count what is not known as wrong, as there. Labels without a positive in test are left
-out of mAP here; there they count 0, and BiAM's seen labels are only the 4,728 annotated in test.
+NUS-WIDE. P, R and F1 at 10 and 20 count what is not known as wrong, as there. Labels without a positive in test are no
+part of mAP here; there they count 0, and BiAM's seen labels are only the 4,728 annotated in test.
 """
 
 import csv
@@ -59,12 +59,11 @@ def read_classes(root):
 
 def read_descriptions(path):
     """{machine id: display name}. A name may be in quotes, and what follows the first comma is all of it."""
-    display = {}
-    for number, cells in enumerate(csv.reader(read_text(path).splitlines()), 1):
-        mid, name = cells[0] if cells else "", clean_name(",".join(cells[1:]))
-        if cells and not (mid and name):
-            raise ValueError(f"{path}, line {number}: expected a machine id, a comma and a name")
-        display |= {mid: name} if cells else {}
+    display, rows = {}, csv.reader(read_text(path).splitlines())
+    for mid, *parts in filter(None, rows):
+        display[mid] = clean_name(",".join(parts))
+        if not display[mid]:
+            raise ValueError(f"{path}, line {rows.line_num}: expected a machine id, a comma and a name")
     return display
 
 
@@ -96,22 +95,27 @@ def read_split(root, split, names, limit):
     that is there by one row and absent by another is not known. Prints what is left out.
     """
     path = file(root, f"{split}/{split}-annotations-human-imagelabels.csv")
-    images, others, contradicted = {}, 0, 0
+    images, others = {}, 0
     for image, mid, place in read_rows(path):
-        if image in images or not limit or len(images) < limit:
-            verified = images.setdefault(image, ([], []))
-            if mid in names:
-                verified[place].append(names[mid])
-            else:
-                others += 1
-    for verified in images.values():
-        both = set(verified[0]) & set(verified[1])
-        contradicted += len(both)
-        for labels in verified if both else ():
-            labels[:] = [name for name in labels if name not in both]
-    print(f"{split}: {others} labels of other classes are not used; {contradicted} labels are there by one row and")
-    print("absent by another, and count as not known")
+        if image not in images and limit and len(images) == limit:
+            continue
+        verified = images.setdefault(image, ([], []))
+        if mid in names:
+            verified[place].append(names[mid])
+        else:
+            others += 1
+    unsure = sum(map(drop_contradictions, images.values()))
+    print(f"{split}: {others} rows of other classes are not used")
+    print(f"{split}: {unsure} labels are there by one row and absent by another, so nothing is known of them")
     return images
+
+
+def drop_contradictions(verified):
+    """Take out of (names there, names absent) what is in both. Returns how many names that are."""
+    both = set(verified[0]) & set(verified[1])
+    for labels in verified if both else ():
+        labels[:] = [name for name in labels if name not in both]
+    return len(both)
 
 
 def read_rows(path):
@@ -122,7 +126,8 @@ def read_rows(path):
             raise ValueError(f"{path}: the first line must be {','.join(HEADER)}: download it again")
         for row in tqdm(rows, desc=path.name, unit=" rows", mininterval=1):
             if len(row) != 4 or row[3] not in PLACES:
-                raise ValueError(f"{path}, line {rows.line_num}: expected {','.join(HEADER)} with a Confidence of 0 or 1")
+                expected = f"{','.join(HEADER)} with a Confidence of 0 or 1"
+                raise ValueError(f"{path}, line {rows.line_num}: expected {expected}")
             yield row[0], row[2], PLACES[row[3]]
 
 
@@ -151,7 +156,7 @@ def main():
             print(f"{name:28}{count:12,.6g}{EXPECTED[name]:12,.6g}")
         rows = {"train": train, "test": test}
         splits = {split: [(f"{split}/{i}.jpg", *each) for i, each in images.items()] for split, images in rows.items()}
-        licence = "annotations CC BY 4.0 (storage.googleapis.com/openimages); each image under the terms of its Flickr page"
+        licence = "annotations CC BY 4.0 (Google); each image under the terms of its Flickr page"
         terms = {"source": "OpenImages v4, 7,186/400", "licence": licence, "machine_ids": [*names]}
         photos.prepare(args, splits, labels.seen, labels.unseen, root=args.root, **terms)
 

@@ -45,8 +45,7 @@ def log_loss_skill(probabilities, targets):
 
 
 def reliability_report(probabilities, targets):
-    """The figures of probabilities, [M, L] or [P], in metrics.json: gaps in points, the others in percent, bins as lists.
-    """
+    """The figures of probabilities, [M, L] or [P], in metrics.json: gaps in points, others in percent, bins as lists."""
     bins = mean, share, count = reliability(probabilities, targets)
     likely = [part[1:] for part in bins]  # from 0.1 on
     return {
