@@ -45,8 +45,8 @@ def left_out(copies, described):
 
 
 def without(copies, described):
-    """Yield (path, table) of each shard that changes: copies gone, and what stays with the labels of all its copies; what
-    is there in one of them is not absent.
+    """Yield (path, table) of each shard that changes: copies gone, and what stays with the labels of all its copies, of
+    which none that is there in one is absent.
     """
     labels, gone = defaultdict(dict), defaultdict(set)
     for kept, others in copies.items():

@@ -19,8 +19,8 @@ FORMAT = 2  # part of labels.json: the first did not keep equal photos apart
 
 
 def make_row(item, size):
-    """The row of a (name, file, labels) or (name, file, labels, absent): its image as JPEG. The file is a path, the bytes
-    of one, or the LeftOut that came of reading it; `absent` are labels verified not to be there. Raises LeftOut.
+    """The row of a (name, file, labels) or (name, file, labels, absent): its image as JPEG. The file is a path, the
+    bytes of one, or the LeftOut that came of reading it; `absent` labels are verified not to be there. Raises LeftOut.
     """
     name, source, *labels = item
     if isinstance(source, LeftOut):
@@ -90,7 +90,8 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
 
 
 def _find(plan, root):
-    """({split: [(name, file, *labels)]}, [(split, name, reason, detail)]): images whose files are there, the missing."""
+    """({split: [(name, file, *labels)]}, [(split, name, reason, detail)]): images whose files are there, and the missing.
+    """
     items, missing, listing = {}, [], cache(_listing)
     for split, rows in plan.items():
         files = [(inside(root, name), labels) for name, *labels in rows]

@@ -9,8 +9,8 @@ HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZS
 
 def full_report(scores, targets, labels, keep="all", known=None):
     """`zsl_report`, as `zsl_without_twins` its ZSL figures for the unseen labels that have no seen twin, and as
-    `equal_prevalence` mAP where all labels are equally frequent. Where not all pairs of image and label are `known`, the
-    protocol says which percentage is.
+    `equal_prevalence` mAP where all labels are equally frequent. Where not all pairs of image and label are `known`,
+    the protocol says which percentage is.
     """
     twins = leakage(labels)
     alone = [i for i in labels.unseen_index.tolist() if labels.names[i] not in twins]
