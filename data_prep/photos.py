@@ -90,7 +90,7 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
 
 
 def _find(plan, root):
-    """({split: [(name, file, *labels)]}, [(split, name, reason, detail)]): images whose files are there, and the missing.
+    """({split: [(name, file, *labels)]}, [(split, name, reason, detail)]): images whose files are there; the missing.
     """
     items, missing, listing = {}, [], cache(_listing)
     for split, rows in plan.items():
