@@ -1,6 +1,6 @@
 """OpenImages v4 from its official files, prepared with the 7,186 seen and 400 unseen labels of the literature.
 
-    python -m data_prep.open_images --root OPENIMAGES --limit 200000 --out data/open-images
+    python -m data_prep.open_images --root OPENIMAGES --limit 100000 --out data/open-images
 
 OPENIMAGES holds the photos, train/<ImageID>.jpg and test/<ImageID>.jpg, and the folder 2018_04 with
 
