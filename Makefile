@@ -9,6 +9,7 @@ UPLOADS := '{"websocket_max_message_size": 104857600}'  # bytes; by default phot
 BROWSER := tests/notebook/test_browser.py
 GROUPS := "alpha / beta" head prompt "label vectors" "decoder width" "seen labels in training"
 POINTS := "author's points" "author's points, augmented"
+WITHOUT := raw_clip raw_clip_softmax ml_decoder clip_decoder best
 SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
 
 .PHONY: demo test test-units test-pages bench results results-author data lab app clean
@@ -43,10 +44,11 @@ results: $(VENV)/.installed-test data
 
 # What the points of the author's code are worth, and what a CLIP that never met the unseen labels leaves of the figures.
 results-author: $(VENV)/.installed-test data
+	$(BIN)/python -m data_prep.word_vectors --out data/emoji/word_vectors.npz
 	$(BIN)/python -m data_prep.emoji_scenes --shown 0.25 --out data/emoji_shown
 	$(COMPARE) --data data/emoji_shown --ablations --groups $(POINTS) --epochs 2 --seeds 3 --out results/emoji_shown
 	$(BIN)/python -m data_prep.mini_clip --without-unseen --out runs/mini_clip_without
-	$(COMPARE) --config results/settings/without_unseen.json --systems raw_clip raw_clip_softmax clip_decoder best --seeds 3 --out results/emoji_without_unseen
+	$(COMPARE) --config results/settings/without_unseen.json --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_without_unseen
 
 data: $(VENV)/.installed
 	$(BIN)/python -m data_prep.emoji_scenes --out data/emoji
