@@ -112,10 +112,10 @@ def test_workers_draw_the_same(tmp_path):
 
 
 def test_an_interrupted_preparation_leaves_no_data_set(tmp_path, monkeypatch):
-    def interrupted(seed, split, index, most):
+    def interrupted(seed, split, index, *rest):
         if (split, index) == ("val", 0):
             raise RuntimeError("interrupted")
-        return scene(seed, split, index, most)
+        return scene(seed, split, index, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="interrupted"):
         patch.setattr(emoji_scenes, "scene", interrupted)
