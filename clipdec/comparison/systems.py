@@ -113,16 +113,16 @@ def run_system(name, config, resume=False):
             scores = BASELINES.get(name, trained_scores)(data, config)
         if name in BASELINES:
             write_scores(folder / "scores.npz", made_of, test=scores)
-    targets = data.test.targets
-    report = lambda: full_report(scores, targets, data.labels)
+    targets, known = data.test.targets, data.test.known
+    report = lambda: full_report(scores, targets, data.labels, known=known)
     found = json.loads((folder / "metrics.json").read_text(encoding="utf8")) if name in TRAINED else report()
     row = {"system": name, "seed": config.seed} | {key: found[key] for key in KEPT if key in found}
     if config.as_author:
         row["as_author"] = found["config"]["as_author"]  # of "all", those that the settings and the data allow
     unseen = data.labels.unseen_index
-    ap = 100 * average_precision(scores[:, unseen], targets[:, unseen])
+    ap = 100 * average_precision(scores, targets, known=known)[unseen]
     row["unseen_ap"] = {name: round(value, 2) for name, value in zip(data.labels.unseen, ap.tolist())}
-    precisions = 100 * resampled_ap(scores, targets, bootstrap_weights(len(targets)))  # [L, R]
+    precisions = 100 * resampled_ap(scores, targets, bootstrap_weights(len(targets)), known)  # [L, R]
     return row, {"zsl": precisions[unseen].nanmean(0), "gzsl": precisions.nanmean(0)}
 
 
