@@ -145,8 +145,9 @@ def _systems(rows, summary):
     about = f"""\
 Written by `python -m clipdec.comparison`, which `make results` and `make results-author` run; its `--help` says how \
 on other data. Figures in percent, mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test \
-images, keep={protocol["keep"]}, {protocol["labels_without_positives"]} labels without a positive left out. Epochs, weights and offsets are chosen \
-on val, by labels held out of the training and labels in it; test labels choose nothing{but}."""
+images, keep={protocol["keep"]}, {protocol["labels_without_positives"]} labels without a positive left out. \
+Epochs, weights and offsets are chosen on val, by labels held out of the training and labels in it; test labels \
+choose nothing{but}."""
     if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
         about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
     if author:
