@@ -17,7 +17,7 @@ class CLIPDecoder(nn.Module):
     """Ali & Khan, ICCV 2023 Workshops (arXiv 2406.14830), with trained alignment projections and a learned logit scale.
 
     Args:
-        tower: an ImageTower.
+        tower: an ImageTower. Vectors of windows come to equal length, and each with a learned place, to the decoder.
         references: vectors [S, D] of the labels in training.
         sentence_features: length of a sentence vector (text tower).
         embed_dim: width of the decoder; its feed-forward width is 8/3 of it (768 -> 2048, the paper's).
@@ -43,6 +43,7 @@ class CLIPDecoder(nn.Module):
         self.register_buffer("clip_weight", torch.zeros(()))  # of CLIP's own answer in a logit
         if head != "ml_decoder":
             self.decoder.centre_on(references)
+        self.places = nn.Parameter(torch.zeros(tower.num_tokens, embed_dim)) if tower.boxes else None
         self.tower, self.train_tower = tower.requires_grad_(train_tower), train_tower
         if not train_tower:
             self.register_state_dict_post_hook(_leave_out_tower)
@@ -60,14 +61,21 @@ class CLIPDecoder(nn.Module):
         [B, 512]) for the alignment loss. With `need_attention`: (logits, maps [B, L, N]).
         """
         tokens = self.tower(images)[0] if images.ndim == 4 else images.float()  # cached tokens are float16
-        t = self.decoder.embed(tokens)  # [B, N, d]
+        t = self.embed(tokens)  # [B, N, d]
         answer = self.decoder.decode(t, queries, need_attention)
         if sentences is None:
             return answer
         return answer, self.image_proj(t.mean(1)), self.text_proj(sentences)
 
+    def embed(self, tokens):
+        """Tokens [B, N, C] in the width of the decoder, [B, N, d]; those of windows of length sqrt(C), and placed."""
+        if self.places is None:
+            return self.decoder.embed(tokens)
+        return self.decoder.embed(F.normalize(tokens, dim=-1) * tokens.shape[-1] ** 0.5) + self.places
+
     def score(self, tokens, vectors, queries, need_attention=False):
-        """Logits [B, L] with CLIP's own answer: those of the head, and `clip_weight` times `clip_evidence`.
+        """Logits [B, L] with CLIP's own answer: those of the head, and `clip_weight` times `clip_evidence`, the highest
+        of all that the tower saw of an image.
 
         Args:
             tokens, vectors: what the tower gives, [B, N, C] and [B, D].
@@ -77,14 +85,16 @@ class CLIPDecoder(nn.Module):
         answer = self(tokens, queries, need_attention=need_attention)
         logits, maps = answer if need_attention else (answer, None)
         if self.clip_weight:
-            logits = logits + self.clip_weight * self.clip_evidence(vectors, queries)
+            looks = tokens if self.tower.boxes else vectors[:, None]  # windows' tokens are global vectors
+            logits = logits + self.clip_weight * self.clip_evidence(looks, queries).amax(1)
         return (logits, maps) if need_attention else logits
 
     def clip_evidence(self, vectors, queries):
-        """Untouched CLIP on whole images: log of exp(s cos(v, t)) over its sum for the labels in training, [B, L].
+        """Untouched CLIP: log of exp(s cos(v, t)) over its sum for the labels in training, [..., L].
 
-        v is an image's global vector, t a label's vector, s CLIP's logit scale. The sum makes images comparable, as the
-        softmax does that CLIP was trained with, and a label's answer still does not depend on what else is asked.
+        v is a global vector of `vectors` [..., D], of an image or a window of it, t a label's vector, s CLIP's logit
+        scale. The sum makes images comparable, as the softmax does that CLIP was trained with, and a label's answer
+        still does not depend on what else is asked.
         """
         vectors = self.clip_scale * F.normalize(vectors.float(), dim=-1)
         return vectors @ queries.T - (vectors @ self.references.T).logsumexp(-1, keepdim=True)

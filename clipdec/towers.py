@@ -5,8 +5,10 @@ one, or, for images only, `timm:<model>`.
 """
 
 import os
+import re
 from copy import deepcopy
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,8 @@ from torch import nn
 
 MINI = Path(__file__).parent / "mini_clip"
 KNOWN = "known are mini, open_clip:<model>/<pretrained tag or file>, local-dir:<folder> and, for images, timm:<model>"
+UNIT = 128  # sizes and places of windows are in 128ths of an image's sides
+WINDOWS = {0: "", 4: "72/56", 25: "72/28+56/24"}  # the four corners; 9 of about half a side and 16 smaller ones
 
 
 @lru_cache(maxsize=2)
@@ -83,25 +87,56 @@ def encode_texts(texts, text_tower="mini", device="cpu"):
     return F.normalize(torch.cat(vectors), dim=-1)
 
 
-class ImageTower(nn.Module):
-    """Images to patch tokens and one global vector.
+def windows_of(windows):
+    """(top, left, size) of square windows, in 128ths of an image's sides.
 
-    forward: pixels [B, 3, H, W] -> (tokens [B, N, C], global vectors [B, D]).
+    Args: windows, a key of WINDOWS, or sizes and strides: "72/28+56/24" is windows of 72 every 28, as many as fit, and
+        of 56 every 24, each in reading order. Raises ValueError for anything else.
+    """
+    text = WINDOWS.get(windows, windows)
+    if windows != 0 and not re.fullmatch(r"([1-9]\d?/[1-9]\d?\+)+", f"{text}+"):
+        known = f"{', '.join(map(str, WINDOWS))}, or sizes and strides up to 99, such as 72/28+56/24"
+        raise ValueError(f"windows must be {known}; got {windows!r}")
+    boxes = []
+    for size, stride in re.findall(r"(\d+)/(\d+)", text):
+        starts = range(0, UNIT - int(size) + 1, int(stride))
+        boxes += [(*corner, int(size)) for corner in product(starts, starts)]
+    return boxes
+
+
+def cut(pixels, top, left, size):
+    """A window of pixels [B, 3, H, W], see `windows_of`, scaled up to [B, 3, H, W]."""
+    height, width = pixels.shape[-2:]
+    rows, columns = (
+        slice(round(start * side / UNIT), round((start + size) * side / UNIT))
+        for start, side in ((top, height), (left, width))
+    )
+    return F.interpolate(pixels[..., rows, columns], (height, width), mode="bicubic", antialias=True)
+
+
+class ImageTower(nn.Module):
+    """Images to tokens and one global vector.
+
+    forward: pixels [B, 3, H, W] -> (tokens [B, N, C], global vectors [B, D]). Tokens are an image's patches; with
+    `windows` they are the global vectors of the whole image and of each window, a pass through the tower each.
     `preprocess` turns a PIL image into pixels, whole, in the tower's own size, mean and standard deviation;
-    `num_features` is C; `grid` is (rows, columns) with N = rows * columns. Of a CLIP the global vector is the one that
-    text vectors are compared with; of a timm model, its pooled features.
+    `num_tokens` is N, `num_features` C, `grid` the patches' (rows, columns) and `passes` how many times the tower sees
+    an image. Of a CLIP the global vector is the one that text vectors are compared with; of a timm model, its pooled
+    features.
 
     Args:
         name: see the module's docstring.
         weights: for timm, a local checkpoint (.safetensors, or .pth of tensors only), in place of a download.
         by_order: take the checkpoint's tensors by their order, for a file of the same network with other names.
+        windows: see `windows_of`.
 
     Raises ValueError if the tower is unknown, the weights do not fit, or the network has no spatial features.
     """
 
-    def __init__(self, name="mini", weights=None, by_order=False):
+    def __init__(self, name="mini", weights=None, by_order=False, windows=0):
         super().__init__()
-        self.name = name
+        self.name, self.boxes = name, windows_of(windows)
+        self.passes = 1 + len(self.boxes)
         kind, _, rest = name.partition(":")
         if kind == "timm":
             self.trunk, self.preprocess = _timm_trunk(rest, weights, by_order)
@@ -116,10 +151,11 @@ class ImageTower(nn.Module):
         try:
             with torch.no_grad():
                 maps, vectors = self.eval()._maps(self.preprocess(Image.new("RGB", (64, 64)))[None])
-            self.num_features, self.grid = maps.shape[1], tuple(maps.shape[2:])
+            self.grid, self.embed_dim = tuple(maps.shape[2:]), vectors.shape[-1]
         except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
             raise ValueError(f"{name} gives no map of spatial features ({error}): choose another tower") from error
-        self.embed_dim = vectors.shape[-1]
+        patches = self.grid[0] * self.grid[1], maps.shape[1]
+        self.num_tokens, self.num_features = (self.passes, self.embed_dim) if self.boxes else patches
 
     def train(self, mode=True):
         """As nn.Module's, but a frozen tower stays in evaluation mode."""
@@ -134,11 +170,15 @@ class ImageTower(nn.Module):
         return copied
 
     def forward(self, pixels):
-        maps, vectors = self._maps(pixels.contiguous(memory_format=torch.channels_last))
-        return maps.flatten(2).transpose(1, 2), vectors  # [B, N, C], [B, D]
+        maps, vectors = self._maps(pixels)
+        if not self.boxes:
+            return maps.flatten(2).transpose(1, 2), vectors  # [B, N, C], [B, D]
+        windows = self._maps(torch.cat([cut(pixels, *box) for box in self.boxes]))[1]
+        return torch.cat([vectors[None], windows.unflatten(0, (len(self.boxes), -1))]).transpose(0, 1), vectors
 
     def _maps(self, pixels):
         """(last feature map [B, C, rows, columns], global vectors [B, D]) in one pass."""
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         if self.name.startswith("timm:"):
             last, maps = self.trunk.forward_intermediates(pixels, indices=1)
             return _as_map(last, maps[-1]), self.trunk.forward_head(last, pre_logits=True)

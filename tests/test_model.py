@@ -54,6 +54,30 @@ def test_scores_are_logits_and_the_weighted_evidence(tiny, model, queries):
         torch.testing.assert_close(predict(model, tiny.val, queries, given), expected, rtol=0, atol=2e-2)
 
 
+@torch.no_grad()
+def test_windows_come_at_equal_length_and_with_a_place(tiny, queries):
+    model = CLIPDecoder(ImageTower("mini", windows=4), encode_labels(TRAINED), 8, 16, head="residual").eval()
+    tokens, _ = model.tower(model.tower.preprocess(tiny.test.image(0))[None])
+    assert model.places.shape == (5, 16) and not model.places.any()
+    model.places.copy_(torch.randn(5, 16))
+    longer = tokens * torch.tensor([1.0, 2, 3, 4, 5])[:, None]
+    expected = 128**0.5 * tokens / tokens.square().sum(-1, keepdim=True).sqrt()  # of length sqrt(D)
+    logits = model.decoder.decode(model.decoder.embed(expected) + model.places, queries)
+    torch.testing.assert_close(model(longer, queries), logits)
+    assert not torch.allclose(model(tokens.flip(1), queries), logits, atol=1e-3)
+
+
+@torch.no_grad()
+def test_of_windows_the_one_with_the_most_evidence_counts(tiny, queries):
+    model = CLIPDecoder(ImageTower("mini", windows=4), encode_labels(TRAINED), 8, 16, head="residual").eval()
+    model.clip_weight.fill_(0.3)
+    tokens, vectors = model.tower(torch.stack([model.tower.preprocess(tiny.test.image(i)) for i in range(3)]))
+    evidence = [model.clip_evidence(tokens[:, i], queries) for i in range(5)]  # each [3, 2]
+    highest = [[max(each[row, column] for each in evidence) for column in range(2)] for row in range(3)]
+    expected = model(tokens, queries) + 0.3 * torch.tensor(highest)
+    torch.testing.assert_close(model.score(tokens, vectors, queries), expected)
+
+
 def test_copies_share_a_frozen_tower_only():
     frozen = CLIPDecoder(ImageTower("mini"), torch.zeros(1, 4), 4, embed_dim=16, train_tower=False)
     assert deepcopy(frozen).tower is frozen.tower

@@ -1,6 +1,7 @@
 """Towers against the open_clip and timm models they wrap. All weights are packaged or random: nothing is downloaded."""
 
 import json
+import re
 from copy import deepcopy
 
 import open_clip
@@ -10,8 +11,9 @@ import torch
 from helpers import assert_equal, outputs, timm_file
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2.functional import InterpolationMode, resized_crop
 
-from clipdec.towers import MINI, ImageTower, load_clip
+from clipdec.towers import MINI, ImageTower, load_clip, windows_of
 from clipdec.training.inputs import tower_key
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
@@ -272,7 +274,50 @@ def test_the_key_depends_on_weights_and_preprocessing(mini):
     with torch.no_grad():
         other.trunk.proj[0, 0] += 1e-3
     cropped.preprocess = timm.data.create_transform(64)
-    assert tower_key(same) == tower_key(mini) and len({tower_key(tower) for tower in (mini, other, cropped)}) == 3
+    more = [ImageTower("mini", windows=windows) for windows in (4, 25)]
+    assert tower_key(same) == tower_key(mini)
+    assert len({tower_key(tower) for tower in (mini, other, cropped, *more)}) == 5
+    assert tower_key(ImageTower("mini", windows="72/56")) == tower_key(more[0])
+
+
+CORNERS = [(0, 0), (0, 56), (56, 0), (56, 56)]
+NINE = [(28 * row, 28 * column, 72) for row in range(3) for column in range(3)]
+SIXTEEN = [(24 * row, 24 * column, 56) for row in range(4) for column in range(4)]
+
+
+@pytest.mark.parametrize("windows, expected", [
+    (0, []), (4, [(*corner, 72) for corner in CORNERS]), (25, NINE + SIXTEEN), ("56/24", SIXTEEN),
+    ("90/60+99/99", [(0, 0, 90), (0, 0, 99)]),
+])  # fmt: skip
+def test_windows_by_number_and_by_sizes_and_strides(windows, expected):
+    assert windows_of(windows) == expected
+
+
+@pytest.mark.parametrize(
+    "windows", [7, "4", "", "72", "72/", "0/3", "72/0", "128/3", "72/28+", "72/28 + 9/9", "x/y", True]
+)
+def test_windows_that_are_refused(windows):
+    with pytest.raises(ValueError, match=f"windows must be 0, 4, 25, or sizes .*; got {re.escape(repr(windows))}$"):
+        ImageTower("mini", windows=windows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mini", "test_efficientnet"])
+def test_tokens_of_windows_are_the_vectors_of_crops_scaled_up(name, tmp_path):
+    weights = None if name == "mini" else timm_file(name, tmp_path)[1]
+    kind = name if name == "mini" else f"timm:{name}"
+    plain, tower = ImageTower(kind, weights), ImageTower(kind, weights, windows="48/40+72/56")
+    sides = tower.preprocess(Image.new("RGB", (9, 9))).shape[1:]
+    x = torch.randn(2, 3, *sides)
+    tokens, vectors = tower(x)
+    boxes = [(40 * row, 40 * column, 48) for row in range(3) for column in range(3)] + [(*c, 72) for c in CORNERS]
+    assert tokens.shape == (2, 14, plain.embed_dim) == (2, tower.num_tokens, tower.num_features)
+    assert torch.equal(tokens[:, 0], vectors) and tower.grid == plain.grid
+    torch.testing.assert_close(vectors, plain(x)[1])
+    for i, box in enumerate(boxes):
+        top, left, size = (round(part * sides[0] / 128) for part in box)
+        crop = resized_crop(x, top, left, size, size, list(sides), InterpolationMode.BICUBIC, antialias=True)
+        torch.testing.assert_close(tokens[:, 1 + i], plain(crop)[1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

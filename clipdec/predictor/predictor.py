@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from clipdec.calibration import Calibration
 from clipdec.images import ImageError, open_image
+from clipdec.towers import UNIT
 from clipdec.training.build import label_queries, load_run, read_labels
 
-BATCH = 32  # images that are in memory at a time
+BATCH = 32  # images, or windows of them, that are in memory at a time
 
 
 class Predictor:
@@ -92,7 +93,8 @@ class Predictor:
             return self._answers([open_image(image)], labels, top_k)[0]
         self.vectors(labels)  # before any work is done: a wrong label costs no answer
         answers = []
-        for part in (image[i : i + BATCH] for i in range(0, len(image), BATCH)):
+        size = -(-BATCH // self.model.tower.passes)
+        for part in (image[i : i + size] for i in range(0, len(image), size)):
             opened = [self._open(each) for each in part]
             found = iter(self._answers([each for each in opened if each], labels, top_k))
             answers += [next(found) if each else None for each in opened]
@@ -116,7 +118,8 @@ class Predictor:
         """Where a label looked: its attention, averaged over the heads, for every pixel of the image as it stands
         upright.
 
-        The tower's tokens are coarse; between their centres the map is interpolated. It is not a segmentation.
+        The tower's tokens are coarse; between their centres the map is interpolated. Of a tower with windows each has
+        its attention all over it, and they overlap. It is not a segmentation.
 
         Args: image, as for a prediction; label, a name, or a list of L names.
         Returns: map [H, W] that sums to 1, or [L, H, W].
@@ -124,7 +127,17 @@ class Predictor:
         image, labels = open_image(image), [label] if isinstance(label, str) else list(label)
         tokens, vectors = self.model.tower(self.model.tower.preprocess(image)[None].to(self.config.device))
         _, maps = self.model.score(tokens, vectors, self.vectors(labels), need_attention=True)
-        maps = maps[0].unflatten(-1, self.model.tower.grid)[None].float().cpu()  # [1, L, rows, columns], whole image
+        maps = spread(maps[0].float().cpu(), self.model.tower)[None]  # [1, L, rows, columns], whole image
         maps = F.interpolate(maps, (image.height, image.width), mode="bilinear")[0]
         maps = maps / maps.sum((1, 2), keepdim=True)
         return maps[0] if isinstance(label, str) else maps
+
+
+def spread(maps, tower):
+    """Attention to a tower's tokens, [L, N], laid over the image: [L, rows, columns]. A window's lies all over it."""
+    if not tower.boxes:
+        return maps.unflatten(-1, tower.grid)
+    shares = torch.zeros(tower.num_tokens, UNIT, UNIT)
+    for share, (top, left, size) in zip(shares, [(0, 0, UNIT), *tower.boxes], strict=True):
+        share[top : top + size, left : left + size] = 1 / size**2
+    return torch.einsum("ln,nyx->lyx", maps, shares)

@@ -19,7 +19,8 @@ from clipdec.training.inputs import changed, inputs_of
 
 
 def image_tower(config):
-    return ImageTower(config.image_tower, config.path("image_weights"), config.image_weights_by_order)
+    weights = config.path("image_weights")
+    return ImageTower(config.image_tower, weights, config.image_weights_by_order, config.windows)
 
 
 def label_queries(config, names):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from clipdec.data import at_home
+from clipdec.towers import windows_of
 
 PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
 
@@ -66,6 +67,7 @@ WIDTHS = "a multiple of the 8 attention heads, at least 8", lambda value: value 
 SEED = "from 0 to below 2^63", lambda value: 0 <= value < 2**63
 PROMPT = "a text with one {} where the label goes, as 'a photo of {}'", lambda value: value.count("{}") == 1
 POINTS = f"names of {', '.join(AS_AUTHOR)}, or all", lambda value: set(value) <= AS_AUTHOR.keys() or value == ["all"]
+LOOK = "known", lambda value: windows_of(value) is not None  # which says itself what is wrong
 DEVICE = "auto, cpu, or a device that this torch has", lambda value: value == "auto" or _is_there(value)
 
 
@@ -91,6 +93,7 @@ class Config:
     image_tower: str = setting("tower that turns images into tokens")
     image_weights: str | None = setting("local checkpoint of a timm tower")
     image_weights_by_order: bool = setting("match the checkpoint to the network by the order of its tensors")
+    windows: int | str = setting("windows of an image that the tower sees too: 0, 4, 25, or sizes and strides", LOOK)
     text_tower: str = setting("CLIP of labels, of sentences where no other is named, and of the raw-CLIP baseline")
     sentence_tower: str | None = setting("CLIP that encodes the sentences of the alignment loss, if another")
     label_embeddings: str | None = setting(".npz with names and vectors, in place of the text tower's label vectors")
@@ -224,7 +227,8 @@ def _typed(setting, value):
     kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list of names"}
     papermill = " (papermill: -p reads numbers and True or False, -y may leave them a text)"
     hint = papermill if isinstance(value, str) else ""
-    raise ValueError(f"{setting.name} must be {kinds[accepted[0]]}, got {value!r}{hint}")
+    wanted = " or ".join(kinds[kind] for kind in accepted if kind in kinds)
+    raise ValueError(f"{setting.name} must be {wanted}, got {value!r}{hint}")
 
 
 def _is_there(name):

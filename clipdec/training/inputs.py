@@ -31,8 +31,9 @@ def text_weights(name):
 
 
 def tower_key(tower):
-    """Identifies an ImageTower, its weights and its preprocessing."""
-    return digest(tower.name, str(tower.preprocess), tower_weights(tower))
+    """Identifies an ImageTower, its weights, its preprocessing and its windows."""
+    windows = [str(tower.boxes)] if tower.boxes else []  # one without keeps the key that it had before there were any
+    return digest(tower.name, str(tower.preprocess), tower_weights(tower), *windows)
 
 
 def text_key(name):

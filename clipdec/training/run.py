@@ -168,7 +168,7 @@ class Run:
 
     def _check(self, state):
         """Raises ValueError if a state belongs to other settings, data or weights."""
-        its = {"as_author": []} | without_switches(state["config"])
+        its = {"as_author": [], "windows": 0} | without_switches(state["config"])
         others = changed(its, self.config.decisive()) or changed(state.get("inputs", self.inputs), self.inputs)
         if others:
             made = f"{self.folder.path / 'state.pt'} was made with another {others}"

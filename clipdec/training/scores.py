@@ -46,7 +46,7 @@ def predict(model, split, queries, kept=None, batch_size=64, num_workers=0):
     model.eval()
     queries, mine = queries.to(device), share(torch.arange(len(split)))
     if kept is None:
-        pixels = Pixels(split, model.tower.preprocess)
+        pixels, batch_size = Pixels(split, model.tower.preprocess), -(-batch_size // model.tower.passes)
         loader = DataLoader(pixels, batch_size, sampler=mine.tolist(), num_workers=num_workers)
         batches = (model.tower(images.to(device)) for images, *_ in loader)
     else:

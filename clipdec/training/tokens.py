@@ -156,6 +156,7 @@ def encode_images(tower, split, folder=None, batch_size=64, num_workers=0, devic
     if len(todo):
         tower.to(device).eval()
         rest = replace(split, index=todo, targets=split.targets[:1].expand(len(todo), -1))
+        batch_size = -(-batch_size // tower.passes)
         loader = DataLoader(Pixels(rest, tower.preprocess), batch_size, num_workers=num_workers)
         for rows, (pixels, *_) in zip(todo.split(batch_size), progress(loader, desc=f"tokens of {split.name}")):
             values = _encode(tower, pixels.to(device))
@@ -177,7 +178,7 @@ def _store_of(tower, split, folder):
     """(Store of a split's encodings, names of its arrays): without tokens where the disk has no room for them."""
     files, count = [file["filename"] for file in split.rows.cache_files], len(split.rows)
     vectors = {"vectors": ((tower.embed_dim,), np.float32)}
-    arrays = {"tokens": ((math.prod(tower.grid), tower.num_features), np.float16)} | vectors
+    arrays = {"tokens": ((tower.num_tokens, tower.num_features), np.float16)} | vectors
     if not (folder and files and count):
         fits = _has_room(None, len(split.index), arrays)
         return Store(None, count, arrays if fits else vectors), arrays if fits else vectors

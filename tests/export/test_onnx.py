@@ -51,6 +51,11 @@ def test_the_file_answers_as_torch_does(tiny, tiny_run, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights are inside
 
 
+def test_windows_are_cut_in_the_file(tiny, train, tmp_path):
+    train(tmp_path / "run", windows=4)
+    compare(tmp_path / "run", tmp_path / "model.onnx", [tiny.test.image(i) for i in range(2)])
+
+
 def test_another_tower_the_paper_s_head_and_vectors_of_a_file(tiny, settings, tmp_path):
     tower = timm.create_model("test_efficientnet", pretrained=False)
     save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, tmp_path / "tower.safetensors")

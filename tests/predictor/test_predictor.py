@@ -36,7 +36,8 @@ def probabilities(run, image, labels):
     tokens, vectors = model.tower(model.tower.preprocess(image)[None])
     with torch.no_grad():
         queries = label_queries(config, labels)
-        logits = (model(tokens, queries) + model.clip_weight * model.clip_evidence(vectors, queries))[0]
+        evidence = [model.clip_evidence(x, queries) for x in (tokens[0] if config.windows else vectors)]
+        logits = model(tokens, queries)[0] + model.clip_weight * torch.stack(evidence).max(0).values
     scale, shift = (metrics["calibration"][name] for name in ("scale", "shift"))
     return {label: 1 / (1 + np.exp(-scale * x - shift)) for label, x in zip(labels, logits.double().tolist())}
 
@@ -143,6 +144,20 @@ def test_attention_on_the_grid_of_the_image_and_of_a_photo_on_its_side(predictor
     assert both.shape == (2, 80, 160) and torch.allclose(both[0], full, atol=1e-7)
     Image.new("RGB", (90, 40)).save(tmp_path / "x.jpg", exif=TURNED)
     assert predictor.explain(tmp_path / "x.jpg", "pizza").shape == (90, 40)
+
+
+def test_attention_to_windows_lies_all_over_them(train, tiny, tmp_path):
+    metrics = train(tmp_path, windows=4)
+    predictor, image = Predictor.load(tmp_path), tiny.test.image(1)
+    found, model = predictor.explain(image, "pizza"), predictor.model
+    with torch.no_grad():
+        encoded = model.tower(model.tower.preprocess(image)[None])
+        _, maps = model.score(*encoded, label_queries(predictor.config, ["pizza"]), need_attention=True)
+    expected = np.full((128, 128), maps[0, 0, 0].item() / 128**2)
+    for weight, (top, left) in zip(maps[0, 0, 1:].tolist(), [(0, 0), (0, 56), (56, 0), (56, 56)], strict=True):
+        expected[top : top + 72, left : left + 72] += weight / 72**2
+    assert found.shape == expected.shape and found.numpy() == pytest.approx(expected, rel=1e-3)
+    assert dict(predictor(image, LABELS)) == pytest.approx(probabilities((tmp_path, metrics), image, LABELS), abs=1e-5)
 
 
 def test_the_calibration_is_that_of_val(predictor, tiny, tiny_run):

@@ -18,6 +18,7 @@ WRONG = {
     "a whole number": [("epochs", "10"), ("epochs", 2.0), ("epochs", True), ("seed", "0"), ("batch_size", False)],
     "a number": [("lr", "1e-4"), ("lr", True), ("alpha", False), ("ema_decay", [0.9])],
     "a list of names": [("as_author", 3), ("as_author", True)],
+    "a whole number or a text": [("windows", 4.0), ("windows", True)],
 }
 
 
@@ -35,7 +36,7 @@ def test_wrong_types(name, value, wanted):
     ("accumulate", 0), ("processes", 0), ("clip_grad", -1), ("patience", -1), ("save_minutes", -0.1),
     ("optimiser", "sgd"), ("checkpoint_tower", True), ("prompt", "a photo"), ("prompt", "{} and {}"),
     ("device", "cuda:99"), ("device", "gpu"), ("device", "cuda:x"),
-    ("as_author", "sum_los"), ("as_author", ["fixed_scale", "x"]),
+    ("as_author", "sum_los"), ("as_author", ["fixed_scale", "x"]), ("windows", 3), ("windows", "72"),
 ])  # fmt: skip
 def test_values_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be "):

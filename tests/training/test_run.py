@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import SIZES, assert_equal, at_step, files, history, results, save_vectors, spy, timm_file
+from helpers import SIZES, assert_equal, at_step, files, history, load_state, results, save_vectors, spy, timm_file
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -152,10 +153,11 @@ def test_val_may_be_empty(tiny, train, tmp_path):
     assert metrics["best_epoch"] == 2  # nothing to choose by: the last
 
 
-def test_the_image_tower_can_be_trained(tiny, train, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"windows": 4, "augment": True}])
+def test_the_image_tower_can_be_trained(tiny, train, tmp_path, monkeypatch, changes):
     evaluated = spy(monkeypatch, run, "evaluate")
     few = replace(tiny, train=tiny.train.select(range(50)), test=tiny.test.select(range(20)))
-    metrics = train(tmp_path, few, train_image_tower=True, batch_size=20)  # three steps
+    metrics = train(tmp_path, few, train_image_tower=True, batch_size=20, **changes)  # three steps
     found, start = weights(tmp_path), load_clip("mini").model.visual.state_dict()
     moved = {k for k, v in start.items() if not torch.equal(found[f"tower.trunk.{k}"], v)}
     assert moved >= {"conv1.weight", "ln_post.weight"}
@@ -415,6 +417,21 @@ def test_settings_that_are_not_those_of_the_run(finished):
         load_run(finished)
 
 
+def test_a_run_of_before_windows_opens_and_goes_on(train, finished, tiny_run):
+    """The setting is taken out of config.json, the checkpoint and the state."""
+    config, state = json.loads((finished / "config.json").read_text()), load_state(finished)
+    assert config.pop("windows") == state["config"].pop("windows") == 0
+    (finished / "config.json").write_text(json.dumps(config))
+    torch.save(state, finished / "state.pt")
+    with safe_open(finished / "checkpoint.safetensors", "pt") as file:
+        about = {"inputs": file.metadata()["inputs"], "settings": json.loads(file.metadata()["settings"])}
+    del about["settings"]["windows"]
+    about["settings"] = json.dumps(about["settings"])
+    save_file(weights(finished), finished / "checkpoint.safetensors", about)
+    assert load_run(finished)[0].windows == 0
+    assert results(train(finished, epochs=2, resume=True)) == pytest.approx(results(tiny_run[1]), abs=1e-6)
+
+
 def test_answers_rest_on_the_weights_that_a_run_was_trained_with(tiny, train, tmp_path):
     """Replaced weights of a frozen tower and replaced label vectors are refused; what is appended to them is not."""
     model, weights = timm_file("test_efficientnet", tmp_path)
@@ -475,11 +492,12 @@ def assert_same_logits(a, b, data):
     torch.testing.assert_close(predict(a, some, queries), predict(b, some, queries), rtol=0, atol=1e-5)
 
 
-def test_load_run_gives_back_the_model(tiny, train, settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"windows": "64/64"}])
+def test_load_run_gives_back_the_model(tiny, train, settings, tmp_path, monkeypatch, changes):
     evaluated = spy(monkeypatch, run, "evaluate")
-    metrics = train(tmp_path)
+    metrics = train(tmp_path, **changes)
     config, model = load_run(tmp_path)
-    assert config == settings(tmp_path) and not model.training
+    assert config == settings(tmp_path, **changes) and not model.training
     assert_same_logits(model, evaluated[0][0], tiny)
     assert results(evaluate(model, tiny, config)) == pytest.approx(results(metrics), abs=1e-4)
 

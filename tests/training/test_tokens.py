@@ -127,6 +127,15 @@ def test_tokens_are_those_of_each_image(tiny, tower):
             torch.testing.assert_close(vectors[i], vector[0], rtol=0, atol=1e-4)
 
 
+def test_windows_are_kept_apart_as_half_precision_vectors(tiny, tower, tmp_path):
+    some, looking = tiny.val.select([3, 1]), ImageTower("mini", windows=4)
+    encode_images(tower, some, tmp_path)
+    (tokens, vectors), (again, _) = (encode_images(looking, some, tmp_path) for _ in range(2))
+    assert tokens.shape == (2, 5, tower.embed_dim) and torch.equal(tokens[:], again[:])
+    assert len(list(tmp_path.iterdir())) == 2 and tokens[:].dtype == torch.float16
+    torch.testing.assert_close(tokens[:][:, 0].float(), vectors[:], rtol=2e-3, atol=2e-3)
+
+
 def test_parts_of_a_split_share_what_is_there(tiny, tower, tmp_path, counted):
     some = encode_images(tower, tiny.val.select([4, 2, 9]), tmp_path)[1]
     assert counted() == 3
