@@ -48,8 +48,8 @@ def log_odds(probability):
 def fit_calibration(logits, targets):
     """The Calibration of a model: `platt`, then `best_threshold`.
 
-    Args: logits, targets, bool [M, L], of images that were not trained on. Where these cannot tell what a logit means,
-    probabilities stay sigmoids of the logits, and a note says why.
+    Args: logits, targets, bool, [M, L] or [P], of images that were not trained on. Where these cannot tell what a logit
+    means, probabilities stay sigmoids of the logits, and a note says why.
     """
     if not targets.any() or targets.all():
         there = "each of its images carries all labels" if targets.any() else "none of its images carries a label"

@@ -27,7 +27,8 @@ class Split:
     """Images of one split: `split[i]` is (RGB PIL image, multi-hot labels [L]); `targets` [M, L] are those of all.
 
     `rows` is the stored table, memory-mapped, `stored` a text that stands for its contents, and `index` [M] says which
-    of its rows are the split's, in order.
+    of its rows are the split's, in order. `known` [M, L] says which labels were verified, as there or as absent; nobody
+    asked about the others. None: all are known.
     Raises ValueError that names the image if a file cannot be decoded.
     """
 
@@ -36,6 +37,7 @@ class Split:
     targets: torch.Tensor
     index: torch.Tensor
     stored: str
+    known: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.index)
@@ -53,10 +55,11 @@ class Split:
         except ValueError as error:
             raise ValueError(f"{error}: prepare the data again without it") from None
 
-    def select(self, indices):
-        """The images at `indices`, in that order."""
-        indices = torch.as_tensor(indices, dtype=torch.long)
-        return replace(self, index=self.index[indices], targets=self.targets[indices])
+    def select(self, indices=None, labels=slice(None)):
+        """The images at `indices` (None: all), in that order, with the targets of `labels`, indices as well."""
+        rows = slice(None) if indices is None else torch.as_tensor(indices, dtype=torch.long)
+        at = lambda marks: None if marks is None else marks[rows][:, labels]
+        return replace(self, index=self.index[rows], targets=at(self.targets), known=at(self.known))
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Data:
         """A text that is another one if any image, any label of one or any name is another."""
         found = hashlib.sha256(json.dumps([self.labels.seen, self.labels.unseen]).encode())
         for split in (self.train, self.val, self.test):
-            for part in (split.stored.encode(), split.index.numpy(), split.targets.numpy()):
+            known = [] if split.known is None else [split.known.numpy()]
+            for part in (split.stored.encode(), split.index.numpy(), split.targets.numpy(), *known):
                 found.update(part)
         return found.hexdigest()[:16]
 
@@ -113,14 +117,21 @@ def load_data(name_or_folder="emoji"):
 
 
 def _split(table, name, count):
-    targets = torch.zeros(len(table), count, dtype=torch.bool)
-    for row, indices in zip(targets, table["labels"]):
+    targets = _marks(table, "labels", name, count)
+    known = _marks(table, "absent", name, count).logical_or_(targets) if "absent" in table.column_names else None
+    images = table.cast_column("image", datasets.Image(decode=False))
+    return Split(name, images, targets, torch.arange(len(table)), table._fingerprint, known)
+
+
+def _marks(table, column, name, count):
+    """Where the lists of label indices of a column are, bool [M, count]."""
+    marks = torch.zeros(len(table), count, dtype=torch.bool)
+    for row, indices in zip(marks, table[column]):
         if indices and not 0 <= min(indices) <= max(indices) < count:
             found = f"label indices {min(indices)} to {max(indices)}, but labels.json names {count} labels"
             raise ValueError(f"{name} holds {found}: prepare the data again")
         row[indices] = True
-    images = table.cast_column("image", datasets.Image(decode=False))
-    return Split(name, images, targets, torch.arange(len(table)), table._fingerprint)
+    return marks
 
 
 def split_seen(labels, count, seed=0):
@@ -137,7 +148,7 @@ def hold_out(data, count=81, seed=0):
         raise ValueError(f"count must be from 1 to {len(data.labels.seen) - 1}, got {count}")
     order = torch.cat(split_seen(data.labels, count, seed))
     names, trained = [data.labels.seen[i] for i in order], len(order) - count
-    train, val = (replace(split, targets=split.targets[:, order]) for split in (data.train, data.val))
+    train, val = (split.select(labels=order) for split in (data.train, data.val))
     clean = (~train.targets[:, trained:].any(1)).nonzero().flatten()
     labels = LabelSpace(names[:trained], names[trained:])
     return replace(data, train=train.select(clean), val=val, test=val, labels=labels)

@@ -15,7 +15,8 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, weight
         logits, targets: [B, L]; targets 0 or 1.
         gamma_neg, gamma_pos: focusing exponents.
         clip: probability below which a negative costs nothing.
-        weights: [L], what the cost of each label is multiplied with, such as the labels that a sampled one stands for.
+        weights: [L] or [B, L], what each cost is multiplied with, such as the labels that a sampled one stands for, or
+            0 for a label that is not known of an image.
         detach_focus: the focusing weights, (1 - p)^gamma_pos and p_m^gamma_neg, are constants to the gradient.
     """
     logits, targets = logits.float(), targets.to(torch.float32)

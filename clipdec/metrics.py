@@ -9,27 +9,30 @@ BLOCK = 32  # labels whose scores are sorted at a time
 NAN = float("nan")
 
 
-def average_precision(scores, targets, prevalence=None):
+def average_precision(scores, targets, prevalence=None, known=None):
     """AP of each label: images sorted by its score, mean of the precision at each positive, no interpolation.
 
     Images with equal scores enter together, so the result does not depend on their order (as scikit-learn's).
 
     Args: scores, targets [M, L] over M images, targets 0 or 1; prevalence above 0, if given: a label's negatives weigh
-        so much that it is in this share of the images. At one quality of ranking AP is lower for a rarer label.
+        so much that it is in this share of the images. At one quality of ranking AP is lower for a rarer label;
+        known [M, L], if given: an image does not count for a label that is not known of it.
     Returns: float64 [L] in 0..1, nan where a label has no positive.
     Raises: ValueError if the shapes differ or a score is not finite.
     """
-    scores, targets = (x.cpu().numpy() for x in check(scores, targets))
-    part = lambda i: _average_precision(scores[:, i : i + BLOCK], targets[:, i : i + BLOCK], prevalence)
+    scores, targets = check(scores, targets)
+    known = torch.ones(1, 1, dtype=torch.bool).expand_as(scores) if known is None else check(scores, known)[1]
+    cells = [x.cpu().numpy() for x in (scores, targets, known)]
+    part = lambda i: _average_precision(*(x[:, i : i + BLOCK] for x in cells), prevalence)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts outside the interpreter's lock
         return torch.from_numpy(np.concatenate([np.empty(0), *pool.map(part, range(0, scores.shape[1], BLOCK))]))
 
 
-def _average_precision(scores, targets, prevalence):
+def _average_precision(scores, targets, known, prevalence):
     """AP of a few labels. Only positives are ranked: one has as many images at or above it as sorting counts."""
     ap = np.full(scores.shape[1], np.nan)
-    for label, (column, positive) in enumerate(zip(np.sort(scores.T), targets.T)):
-        hits = np.sort(scores[positive, label])  # rising
+    for label, (column, positive, asked) in enumerate(zip(scores.T, targets.T, known.T)):
+        column, hits = np.sort(column[asked]), np.sort(column[positive & asked])  # rising
         if len(hits):
             rank = len(column) - np.searchsorted(column, hits)  # images with this score or a higher one
             true, others = len(hits) - np.searchsorted(hits, hits), max(1, len(column) - len(hits))
@@ -52,16 +55,18 @@ def precision_recall_f1(scores, targets, k):
     return precision, recall, 2 * hits / (k * len(scores) + positives) if positives else NAN
 
 
-def zsl_report(scores, targets, labels, keep="all"):
+def zsl_report(scores, targets, labels, keep="all", known=None):
     """Zero-shot evaluation: ZSL ranks the unseen labels, GZSL seen and unseen in one list, `seen` the seen labels only.
 
     Args:
         scores, targets: [M, L] over the labels of the LabelSpace `labels`, seen first.
         keep: "all" test images (as LESA, BiAM and MKT), or only the "relevant" ones, which carry a ranked label
             (as ML-Decoder; raises P@K).
+        known: as of `average_precision`; to P/R/F1@K what is not known is wrong (as LESA and BiAM have it).
 
     Returns: {"zsl", "gzsl", "seen": {"map", "p@3", "r@3", "f1@3", "p@5", ...}, "protocol": {...}}, figures in percent.
-        mAP is the plain mean over labels; labels without a positive are left out, and counted in the protocol.
+        mAP is the plain mean over labels; labels without a positive are left out, and counted in the protocol. With
+        `known`, as of OpenImages, K is 10 and 20 in place of 3 and 5.
     """
     if keep not in ("all", "relevant"):
         raise ValueError(f'keep must be "all" or "relevant", got {keep!r}')
@@ -70,17 +75,17 @@ def zsl_report(scores, targets, labels, keep="all"):
         raise ValueError(f"scores have {scores.shape[1]} columns, the label space {len(labels.names)} labels")
     seen, report, kept = len(labels.seen), {}, {}
     for part, index in (("zsl", slice(seen, None)), ("gzsl", slice(None)), ("seen", slice(seen))):
-        s, t = scores[:, index], targets[:, index]
-        rows = t.any(1) if keep == "relevant" else torch.ones(len(t), dtype=torch.bool)
-        kept[part] = int(rows.sum())
-        report[part] = _figures(s[rows], t[rows]) if t.shape[1] and kept[part] else {}
+        rows = targets[:, index].any(1) if keep == "relevant" else slice(None)
+        cells = [None if x is None else x[rows, index] for x in (scores, targets, known)]
+        kept[part] = len(cells[0])
+        report[part] = _figures(*cells) if cells[0].numel() else {}
     protocol = {"keep": keep, "test_images": len(targets), "images_kept": kept}
     return report | {"protocol": protocol | {"labels_without_positives": int((~targets.any(0)).sum())}}
 
 
-def _figures(scores, targets):
-    figures = {"map": 100 * average_precision(scores, targets).nanmean().item()}
-    for k in (3, 5):
+def _figures(scores, targets, known):
+    figures = {"map": 100 * average_precision(scores, targets, known=known).nanmean().item()}
+    for k in (3, 5) if known is None else (10, 20):
         p, r, f1 = precision_recall_f1(scores, targets, min(k, scores.shape[1]))
         figures |= {f"p@{k}": 100 * p, f"r@{k}": 100 * r, f"f1@{k}": 100 * f1}
     return figures

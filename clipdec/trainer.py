@@ -43,30 +43,31 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, lr, total_steps=steps, pct_start=warm_up)
         self.average = AveragedModel(model, multi_avg_fn=_moving_average(ema_decay))
 
-    def step(self, images, queries, sentences, targets):
+    def step(self, images, queries, sentences, targets, known=None):
         """One optimiser step on a batch.
 
         Args:
             images: pixels [B, 3, H, W] or tokens [B, N, C].
             queries: vectors [L, D] of the labels asked in training.
             sentences: text vectors [B, S] of the images.
-            targets: bool [B, L].
+            targets: bool [B, L]; known: the same, of what L_c is taken, None: of all.
 
         Returns: {loss, l_c, l_clip, grad_norm, logit_scale, lr}, numbers.
         Raises: FloatingPointError if the loss or the gradient is not finite. The weights are then those of before.
         """
         lr = self.schedule.get_last_lr()[0]
-        figures = self.gradients(images, queries, sentences, targets)
+        figures = self.gradients(images, queries, sentences, targets, known)
         self.check(figures)
         self.optimiser.step()
         self.advance()
         return figures | {"logit_scale": self.model.logit_scale.item(), "lr": lr}
 
-    def gradients(self, images, queries, sentences, targets):
+    def gradients(self, images, queries, sentences, targets, known=None):
         """The clipped gradients of a step, and {loss, l_c, l_clip, grad_norm}. Arguments as `step`."""
         self.model.train()
         self.optimiser.zero_grad()
-        labels, weights = sample_labels(targets, self.label_samples, self.weight_samples)
+        labels, weights = sample_labels(targets, self.label_samples, self.weight_samples, known)
+        weights = weights if known is None else weights * known[:, labels]  # [K] or [B, K]
         logits, image, text = self.model(images, queries[labels], sentences)  # [B, K], [B, 512], [B, 512]
         scale = self.model.logit_scale
         loss, l_c, l_clip = self.loss(logits, targets[:, labels], image, text, scale, targets, weights)
@@ -83,17 +84,19 @@ class Trainer:
         self.average.update_parameters(self.model)
 
 
-def sample_labels(targets, count, weighted=False):
+def sample_labels(targets, count, weighted=False, known=None):
     """Labels to decode in a step: every one that is positive in the batch, and `count` of the others (0: all of them).
 
     Args:
         targets: bool [B, L].
         weighted: whether the sampled labels stand for all absent ones, so that the expectation of the loss is that of
             the full one. Unweighted, absent labels weigh less than in the full loss.
+        known: bool [B, L]; a label that is known of no image of the batch is not decoded. None: all are known.
 
     Returns: (indices [K], weights [K] for `asymmetric_loss`).
     """
-    present, absent = targets.any(0).nonzero().flatten(), (~targets.any(0)).nonzero().flatten()
+    others = ~targets.any(0) if known is None else known.any(0) & ~targets.any(0)
+    present, absent = targets.any(0).nonzero().flatten(), others.nonzero().flatten()
     sample = absent[torch.randperm(len(absent))[:count]] if count else absent
     weight = len(absent) / max(1, len(sample)) if weighted else 1.0
     weights = torch.cat([torch.ones(len(present)), torch.full((len(sample),), weight)])

@@ -23,14 +23,14 @@ def find(shards):
 
 
 def describe(copies):
-    """{place: (split, name, label indices)} of all images in `copies`."""
+    """{place: (split, name, {column: label indices})} of all images in `copies`."""
     rows, found = defaultdict(list), {}
     for kept, others in copies.items():
         for path, row in (kept, *others):
             rows[path].append(row)
     for path, wanted in rows.items():
         table = _read(path)
-        names, labels = table["image"].combine_chunks().field("path").to_pylist(), table["labels"].to_pylist()
+        names, labels = table["image"].combine_chunks().field("path").to_pylist(), table.drop("image").to_pylist()
         found |= {(path, row): (path.parent.name, names[row], labels[row]) for row in wanted}
     return found
 
@@ -45,18 +45,27 @@ def left_out(copies, described):
 
 
 def without(copies, described):
-    """Yield (path, table) of each shard that changes: copies gone, and what stays with the labels of all its copies."""
+    """Yield (path, table) of each shard that changes: copies gone, and what stays with the labels of all its copies, of
+    which none that is there in one is absent.
+    """
     labels, gone = defaultdict(dict), defaultdict(set)
     for kept, others in copies.items():
-        labels[kept[0]][kept[1]] = sorted({label for place in (kept, *others) for label in described[place][2]})
+        labels[kept[0]][kept[1]] = _joined([described[place][2] for place in (kept, *others)])
         for path, row in others:
             gone[path].add(row)
     for path in sorted(labels.keys() | gone.keys()):
         table = _read(path)
-        cells = [labels[path].get(row, own) for row, own in enumerate(table["labels"].to_pylist())]
-        columns = [table["image"], pa.array(cells, table.schema.field("labels").type)]
+        rows = [labels[path].get(row, own) for row, own in enumerate(table.drop("image").to_pylist())]
+        columns = [table["image"]]
+        columns += [pa.array([row[field.name] for row in rows], field.type) for field in [*table.schema][1:]]
         stays = pa.array([row not in gone[path] for row in range(len(table))], pa.bool_())
         yield path, pa.Table.from_arrays(columns, schema=table.schema).filter(stays)
+
+
+def _joined(rows):
+    """{column: label indices} of several copies of an image."""
+    found = {column: {label for row in rows for label in row[column]} for column in rows[0]}
+    return {column: sorted(each - (found["labels"] if column == "absent" else set())) for column, each in found.items()}
 
 
 def _read(path):

@@ -12,17 +12,17 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from clipdec.images import ImageError, open_image
 from clipdec.labels import same_name
 from data_prep import script
-from data_prep.writer import LeftOut, write
+from data_prep.writer import ABSENT, FEATURES, LeftOut, write
 
 QUALITY = 90  # of the JPEGs
 FORMAT = 2  # part of labels.json: the first did not keep equal photos apart
 
 
 def make_row(item, size):
-    """The row of a (name, file, labels): its image as JPEG. The file is a path, the bytes of one, or the LeftOut that
-    came of reading it. Raises LeftOut.
+    """The row of a (name, file, labels) or (name, file, labels, absent): its image as JPEG. The file is a path, the
+    bytes of one, or the LeftOut that came of reading it; `absent` labels are verified not to be there. Raises LeftOut.
     """
-    name, source, labels = item
+    name, source, *labels = item
     if isinstance(source, LeftOut):
         raise source
     try:
@@ -30,7 +30,7 @@ def make_row(item, size):
     except ImageError as error:
         raise LeftOut(error.reason, error.detail) from None
     image.save(file, "JPEG", quality=QUALITY, comment=b"")  # equal pixels are equal bytes
-    return {"image": {"bytes": file.getvalue(), "path": name}, "labels": labels}
+    return {"image": {"bytes": file.getvalue(), "path": name}} | dict(zip(("labels", "absent"), labels))
 
 
 def inside(root, name):
@@ -41,7 +41,7 @@ def inside(root, name):
     return Path(root, path)
 
 
-def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None):
+def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None, **facts):
     """Prepare photos for zero-shot training in the folder args.out.
 
     Train keeps the images that carry a seen label, and of their labels the seen ones; a part of it becomes val. Test
@@ -50,14 +50,16 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
     Args:
         args: the options that all scripts share: out, size, val, seed, workers, max_missing, keep_unseen.
         splits: {"train": [(name, label names)], "test": ...}; a name is a path below `root`, or whatever `load` reads.
-        source, licence: kept in labels.json.
+            Where not every label was asked about, rows are (name, label names, names of labels verified absent).
+        source, licence, and further facts: kept in labels.json.
         load: for images that are not files, see `write`; it names those of train "train <name>". Val is then the end
             of train, so that a stream is read once.
     """
     index = {name: i for i, name in enumerate([*seen, *unseen])}
     codes = lambda names: sorted({index[name] for name in names if name in index})
-    shown, test = ([(name, codes(names)) for name, names in splits[split]] for split in ("train", "test"))
-    train = [(name, own) for name, labels in shown if (own := [i for i in labels if i < len(seen)])]
+    shown, test = ([(name, *map(codes, labels)) for name, *labels in splits[split]] for split in ("train", "test"))
+    own = lambda codes: [i for i in codes if i < len(seen)]
+    train = [(name, *map(own, labels)) for name, *labels in shown if own(labels[0])]
     if not train or not test:
         found = f"{len(train)} train images carry a seen label and there are {len(test)} test images"
         raise ValueError(f"{found}: both are needed")
@@ -68,13 +70,13 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
     plan = {"train": [row for i, row in enumerate(train) if i not in held], "val": [train[i] for i in sorted(held)]}
     plan["test"] = test
     unused = len(shown) - len(train)
-    showing = [(name, labels) for name, labels in shown if labels and min(labels) < len(seen) <= max(labels)]
+    showing = [(name, labels) for name, labels, *_ in shown if labels and min(labels) < len(seen) <= max(labels)]
     untold = f"{len(showing)} of the used ones also show an unseen label, which training is not told"
     print(f"train: {unused} images without a seen label are not used; {untold}")
     items, missing = _find(plan, Path(root).expanduser().absolute()) if root else (plan, [])
-    sizes = [os.path.getsize(file) for rows in items.values() for _, file, _ in rows] if root else []
+    sizes = [os.path.getsize(file) for rows in items.values() for _, file, *_ in rows] if root else []
     info = {"seen": list(seen), "unseen": list(unseen), "source": source, "licence": licence, "format": FORMAT}
-    info |= {"size": args.size, "seed": args.seed, "val": args.val}
+    info |= facts | {"size": args.size, "seed": args.seed, "val": args.val}
     info |= {"train_without_seen_label": unused, "train_showing_unseen": len(showing), "missing": len(missing)}
     if args.keep_unseen:
         stored = (lambda name: f"train {name}") if load else (lambda name: PurePosixPath(name).as_posix())
@@ -82,16 +84,19 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
         info["unseen_in_train"] = names  # read by clipdec/training/sentences.py
     info["records"] = hashlib.sha256(repr((items, sizes)).encode()).hexdigest()  # which images with which labels
     make = partial(make_row, size=args.size)
-    return write(args.out, info, items, make, args.workers, load=load, left_out=missing, max_missing=args.max_missing)
+    features = ABSENT if len(test[0]) == 3 else FEATURES
+    rest = {"load": load, "left_out": missing, "max_missing": args.max_missing, "features": features}
+    return write(args.out, info, items, make, args.workers, **rest)
 
 
 def _find(plan, root):
-    """({split: [(name, file, labels)]}, [(split, name, reason, detail)]): images whose files are there, and missing."""
+    """({split: [(name, file, *labels)]}, [(split, name, reason, detail)]): images whose files are there; the missing.
+    """
     items, missing, listing = {}, [], cache(_listing)
     for split, rows in plan.items():
-        files = [(inside(root, name), labels) for name, labels in rows]
+        files = [(inside(root, name), labels) for name, *labels in rows]
         below = lambda file: file.relative_to(root).as_posix()
-        items[split] = [(below(file), str(file), labels) for file, labels in files if file.is_file()]
+        items[split] = [(below(file), str(file), *labels) for file, labels in files if file.is_file()]
         lacking = [below(file) for file, _ in files if not file.is_file()]
         missing += [(split, name, "missing", _alike(root, name, listing)) for name in lacking]
     return items, missing

@@ -24,6 +24,7 @@ from data_prep import duplicates
 from data_prep.files import write_whole
 
 FEATURES = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("int32"))})
+ABSENT = datasets.Features(FEATURES | {"absent": FEATURES["labels"]})  # with the labels that were verified absent
 SHARD = 128  # images in a file: a few MB, about a second of work
 LAYOUT = 2  # of the shards and their records: those of another version of this file are not gone on with
 
@@ -32,7 +33,9 @@ class LeftOut(Exception):
     """Why an image is not used: LeftOut(reason, detail)."""
 
 
-def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_missing=100.0, replace=None):
+def write(
+    out, info, splits, make, workers=2, *, load=None, left_out=(), max_missing=100.0, replace=None, features=FEATURES
+):  # fmt: skip
     """Write the folder `out`: the `save_to_disk` layout of `datasets`, labels.json, and left_out.csv if there is any.
 
     The work is done in the folder `<out>.partial`, shard by shard, so that a stop costs little: the next call goes on
@@ -43,6 +46,7 @@ def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_mis
         info: contents of labels.json; equal info must mean an equal data set.
         splits: {split: [item]}, test last; an item is a tuple that starts with the image's name. Only val may be empty.
         make: function of an item that returns its row {"image": {"bytes", "path"}, "labels"}, or raises LeftOut.
+            With the `features` ABSENT a row also has its "absent" labels.
         load: load(split, items) gives the items that are sent to `make`, where they must be read in this process first.
         left_out: (split, name, reason, detail) of images already left out.
         max_missing: percent of all images that may be left out, duplicates aside.
@@ -68,7 +72,7 @@ def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_mis
             if not ready:
                 _resume(partial, info)
                 if not (partial / "labels.json").is_file():
-                    _fill(partial, info, splits, make, workers, load, left_out, max_missing)
+                    _fill(partial, info, splits, make, workers, load, left_out, max_missing, features)
                 _clean(partial)
                 _rename(partial, out, old)
     except Timeout:
@@ -78,11 +82,11 @@ def write(out, info, splits, make, workers=2, *, load=None, left_out=(), max_mis
     return ready or _summarise(out)
 
 
-def _fill(partial, info, splits, make, workers, load, left_out, max_missing):
+def _fill(partial, info, splits, make, workers, load, left_out, max_missing, features):
     """Write everything that belongs to the data set; labels.json comes last: where it is, the data set is whole."""
     _check(partial, {split: len(items) for split, items in splits.items()}, left_out, max_missing)
-    _write_shards(partial, splits, make, workers, load)
-    kept, left = _collect(partial, splits)
+    _write_shards(partial, splits, make, workers, load, features)
+    kept, left = _collect(partial, splits, features)
     left = [*left_out, *left]
     try:
         _check(partial, kept, left, max_missing)
@@ -185,7 +189,7 @@ def _shards(partial, splits):
             yield split, partial / split / f"data-{i:05}-of-{count:05}.arrow", items[i * SHARD : (i + 1) * SHARD]
 
 
-def _write_shards(partial, splits, make, workers, load):
+def _write_shards(partial, splits, make, workers, load, features):
     """Write the shards that lack. Few of them wait for a process at a time: their items may be whole images."""
     todo = [shard for shard in _shards(partial, splits) if not shard[1].is_file()]
     total = sum(map(len, splits.values()))
@@ -196,7 +200,8 @@ def _write_shards(partial, splits, make, workers, load):
     with pool, tqdm(desc=partial.stem, total=total, initial=there, unit=" images", mininterval=1) as bar:
         try:
             for split, path, items in todo:
-                pending.add(pool.submit(_write_shard, path, make, load(split, items) if load else items))
+                items = load(split, items) if load else items
+                pending.add(pool.submit(_write_shard, path, make, items, features))
                 if len(pending) > workers:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     bar.update(sum(future.result() for future in done))
@@ -221,7 +226,7 @@ def _follow_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write_shard(path, make, items):
+def _write_shard(path, make, items, features):
     """Write the rows of items and, beside them, what was left out. Returns how many items that were."""
     rows, left = [], []
     for item in items:
@@ -231,7 +236,7 @@ def _write_shard(path, make, items):
             left.append([item[0], *reason.args])
     path.parent.mkdir(exist_ok=True)
     images = [hashlib.blake2b(row["image"]["bytes"], digest_size=16).hexdigest() for row in rows]
-    data = _encode(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
+    data = _encode(pa.Table.from_pylist(rows, schema=features.arrow_schema))
     record = {"images": images, "sha256": hashlib.sha256(data).hexdigest(), "left_out": left}
     write_whole(path.with_suffix(".json"), json.dumps(record))
     write_whole(path, data)  # last: where it is, the shard is whole
@@ -251,7 +256,7 @@ def _record(path):
     return json.loads(path.with_suffix(".json").read_text(encoding="utf8"))
 
 
-def _collect(partial, splits):
+def _collect(partial, splits, features):
     """Make splits that `datasets` opens of the shards. Returns ({split: images}, [(split, name, reason, detail)]).
 
     A shard that loses duplicates is written beside the old one, which stays until the data set is whole: a stop does no
@@ -271,14 +276,14 @@ def _collect(partial, splits):
         files[path] = unique.name, hashlib.sha256(data).hexdigest(), len(table)
     kept = {split: sum(files[path][2] for path, _ in parts) for split, parts in shards.items()}
     for split, parts in shards.items():
-        _write_state(partial / split, [files[path][:2] for path, _ in parts])
+        _write_state(partial / split, [files[path][:2] for path, _ in parts], features)
     write_whole(partial / "dataset_dict.json", json.dumps({"splits": list(splits)}))
     return kept, left + duplicates.left_out(copies, described)
 
 
-def _write_state(folder, files):
+def _write_state(folder, files, features):
     """Make a split of the shards [(file name, sha256)] in a folder, as Dataset.save_to_disk does."""
-    datasets.DatasetInfo(features=FEATURES).write_to_directory(str(folder))
+    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
     fingerprint = hashlib.sha256(repr((folder.name, files)).encode()).hexdigest()[:16]  # stands for the contents
     state = {"_data_files": [{"filename": name} for name, _ in files], "_fingerprint": fingerprint}
     rest = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}

@@ -112,10 +112,10 @@ def test_workers_draw_the_same(tmp_path):
 
 
 def test_an_interrupted_preparation_leaves_no_data_set(tmp_path, monkeypatch):
-    def interrupted(seed, split, index, most):
+    def interrupted(seed, split, index, *rest):
         if (split, index) == ("val", 0):
             raise RuntimeError("interrupted")
-        return scene(seed, split, index, most)
+        return scene(seed, split, index, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="interrupted"):
         patch.setattr(emoji_scenes, "scene", interrupted)
@@ -154,10 +154,14 @@ RED = png("red")
 ROWS = [(RED, [0]), (png("blue"), [2, 1]), (png("lime"), [])]
 
 
-def write(folder, rows=ROWS, seen=("a", "b"), unseen=("c",), splits=("train", "val", "test"), names=True):
-    """A prepared data set of any images: `rows` are (bytes, label indices) of every split."""
+def write(
+    folder, rows=ROWS, seen=("a", "b"), unseen=("c",), splits=("train", "val", "test"), names=True, absent=None
+):  # fmt: skip
+    """A prepared data set of any images: `rows` are (bytes, label indices) of every split; absent, indices of each."""
     table = [{"image": {"bytes": data, "path": f"{i}.png"}, "labels": labels} for i, (data, labels) in enumerate(rows)]
-    split = datasets.Dataset.from_list(table, writer.FEATURES)
+    if absent:
+        table = [row | {"absent": each} for row, each in zip(table, absent)]
+    split = datasets.Dataset.from_list(table, writer.ABSENT if absent else writer.FEATURES)
     datasets.DatasetDict(dict.fromkeys(splits, split)).save_to_disk(folder)
     if names:
         info = {"seen": seen, "unseen": unseen, "source": "a test", "licence": "none"}
@@ -217,6 +221,22 @@ def test_missing_and_unprepared_folders(tmp_path):
 def test_label_indices_out_of_range_and_a_label_both_seen_and_unseen(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         load_data(write(tmp_path / "x", **wrong))
+
+
+def test_what_is_known_is_what_is_there_or_absent(tmp_path):
+    plain, data = load_data(write(tmp_path / "x")), load_data(write(tmp_path / "y", absent=[[1], [], [2, 0]]))
+    assert plain.test.known is None and torch.equal(data.test.targets, plain.test.targets)
+    assert data.test.known.tolist() == [[True, True, False], [False, True, True], [True, False, True]]
+    some = data.test.select([2, 0], labels=[1, 2])
+    assert some.known.tolist() == [[False, True], [True, False]]
+    assert some.targets.tolist() == [[False, False], [False, False]] and len(some) == 2
+    other = load_data(write(tmp_path / "z", absent=[[1], [], [2]]))
+    assert len({data.fingerprint for data in (plain, data, other)}) == 3
+    held = hold_out(data, 1)
+    order = [data.labels.names.index(name) for name in held.labels.names]
+    assert torch.equal(held.test.known, data.val.known[:, order])
+    with pytest.raises(ValueError, match="indices 0 to 3, but labels.json names 3"):
+        load_data(write(tmp_path / "wrong", absent=[[0, 3], [], []]))
 
 
 @pytest.mark.parametrize("spoilt", [b"no image", b"", RED[: len(RED) // 2], RED[:40] + bytes(20) + RED[60:]])

@@ -159,3 +159,12 @@ def test_weights_multiply_the_cost_of_each_label():
     torch.testing.assert_close(weighted, sum(w * c for w, c in zip(weights, each)))
     combined = CombinedLoss(alpha=0.0)(logits, targets, *torch.randn(2, 3, 8), torch.tensor(10.0), weights=weights)
     torch.testing.assert_close(combined[1], weighted)
+
+
+def test_pairs_of_weight_0_cost_nothing():
+    logits, targets, known = torch.randn(4, 6, requires_grad=True), torch.rand(4, 6) < 0.4, torch.rand(4, 6) < 0.5
+    loss = asymmetric_loss(logits, targets, weights=known * torch.full((6,), 3.0))
+    cost = [asymmetric_loss(logits[i, None, j, None], targets[i, None, j, None]) for i, j in known.nonzero().tolist()]
+    torch.testing.assert_close(loss, 3 * sum(cost) / 4)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[~known] == 0).all() and (gradient[known] != 0).any()

@@ -235,3 +235,57 @@ def test_average_precision_at_a_prevalence_is_that_of_fewer_negatives():
     drawn = [average_precision(scores[rows], targets[rows, None]).item() for rows in subsets]
     assert average_precision(scores, targets[:, None], 0.4).item() == pytest.approx(np.mean(drawn), abs=0.01)
     assert average_precision(scores, targets[:, None]).item() < np.mean(drawn) - 0.1
+
+
+def known_case(levels, seed=0):
+    """A random case, what is known of it, and of each label the scores and targets of the images that count."""
+    scores, targets = random_case(90, 13, levels, seed)
+    known = targets | (np.random.default_rng(seed).random((90, 13)) < 0.4)
+    known[:, 4], targets[:, 5] = targets[:, 4], False  # only positives are known; a label without any
+    return scores, targets, known, [(scores[rows, i], targets[rows, i]) for i, rows in enumerate(known.T)]
+
+
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_average_precision_of_what_is_known_is_that_of_those_images(levels):
+    scores, targets, known, columns = known_case(levels)
+    plain, weighed = average_precision(scores, targets, known=known), average_precision(scores, targets, 0.2, known)
+    assert plain[5].isnan() and weighed[5].isnan() and plain[4] == weighed[4] == 1
+    for i, (s, t) in enumerate(columns):
+        if i not in (4, 5):
+            assert plain[i].item() == pytest.approx(average_precision_score(t, s))
+            weights = np.where(t, 1, 4 * t.sum() / (~t).sum())
+            assert weighed[i].item() == pytest.approx(average_precision_score(t, s, sample_weight=weights))
+    assert not torch.equal(plain[:4], average_precision(scores, targets)[:4])
+    assert torch.equal(average_precision(scores, targets | ~known, known=known)[:4], plain[:4])  # a target not known
+    everything = np.ones_like(known)
+    assert torch.equal(average_precision(scores, targets, known=everything)[:4], average_precision(scores, targets)[:4])
+    with pytest.raises(ValueError, match="one shape"):
+        average_precision(scores, targets, known=known[:, :1])
+
+
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_resampled_ap_of_what_is_known_is_that_of_the_repeated_images(levels):
+    scores, targets, known, _ = known_case(levels, seed=1)
+    weights = bootstrap_weights(90, draws=5)
+    rows = [np.repeat(np.arange(90), times) for times in weights.numpy()]
+    expected = torch.stack([average_precision(scores[r], targets[r], known=known[r]) for r in rows], 1)
+    found = resampled_ap(scores, torch.as_tensor(targets), weights, torch.as_tensor(known))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("keep", ["all", "relevant"])
+def test_the_report_of_what_is_known_ranks_10_and_20(keep):
+    """AP is over the known images; what is not known is wrong to P, R and F1."""
+    labels = LabelSpace([f"s{i}" for i in range(30)], [f"u{i}" for i in range(25)])
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((40, 55)), rng.random((40, 55)) < 0.04
+    known = targets | (rng.random((40, 55)) < 0.3)
+    report = zsl_report(scores, targets, labels, keep, known)
+    for part, index in {"zsl": slice(30, 55), "gzsl": slice(55), "seen": slice(30)}.items():
+        rows = targets[:, index].any(1) if keep == "relevant" else np.ones(40, bool)
+        s, t, k = (x[rows, index] for x in (scores, targets, known))
+        ap = [average_precision_score(t[k[:, i], i], s[k[:, i], i]) for i in np.flatnonzero(t.any(0))]
+        figures = {"map": 100 * np.mean(ap)}
+        for n in (10, 20):
+            figures |= {f"{name}@{n}": 100 * value for name, value in zip(("p", "r", "f1"), slow_prf(s, t, n))}
+        assert report[part] == pytest.approx(figures), part

@@ -171,8 +171,8 @@ def test_comparison(small, tmp_path, name):
 
 
 def test_an_ablation_that_leaves_no_label_to_train_on_is_left_out(small, capsys):
-    labels = load_data(small("no unseen label")).labels
-    can_train = lambda share: ablations._can_train(("group", "11 %"), Config(hold_out=share), labels)
+    data = load_data(small("no unseen label"))
+    can_train = lambda share: ablations._can_train(("group", "11 %"), Config(hold_out=share), data)
     assert can_train(0.35) and not can_train(0.89)
     assert capsys.readouterr().out.startswith("group: 11 % is left out: hold_out 0.89 keeps all seen labels (3)")
 

@@ -156,3 +156,28 @@ def test_absent_labels_are_sampled_alike():
     targets[0, 4] = True
     counts = torch.bincount(torch.cat([sample_labels(targets, 4)[0] for _ in range(4000)]), minlength=12)
     assert counts[4] == 4000 and ((counts / 4000 - 4 / 11).abs() < 0.04).sum() == 11  # five standard deviations
+
+
+def test_labels_that_are_known_of_no_image_are_not_decoded():
+    """And the others of the sample stand for those that are, so that the loss is the full one in expectation."""
+    known = TARGETS.clone()
+    known[0, :20] = known[3, 10:30] = True
+    for count in (0, 5):
+        labels, _ = sample_labels(TARGETS, count, known=known)
+        others = set(labels.tolist()) - {3, 7, 49}
+        assert others <= {*range(30)} - {3, 7} and len(labels) == 3 + (count or 28)
+    labels, weights = sample_labels(TARGETS, 5, True, known)
+    assert weights.tolist() == pytest.approx(3 * [1.0] + 5 * [28 / 5])
+
+
+def test_a_step_leaves_out_what_is_not_known(batch):
+    trainer = make(alpha=0.0)
+    targets, known = batch[3], batch[3] | (torch.rand(B, L) < 0.3)
+    known[:, 4] = targets[:, 4] = False
+    figures = trainer.gradients(*batch, known)
+    with torch.no_grad():
+        logits = trainer.model(*batch[:3])[0]
+    cost = [asymmetric_loss(logits[i, None, j, None], targets[i, None, j, None]) for i, j in known.nonzero().tolist()]
+    assert figures["l_c"] == pytest.approx((sum(cost) / B).item(), rel=1e-4)
+    everything = trainer.gradients(*batch, torch.ones_like(known))
+    assert everything == trainer.gradients(*batch) != figures

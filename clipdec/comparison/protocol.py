@@ -8,8 +8,9 @@ A method is an nn.Module of three parts:
 As `fit` does it for the heads: labels held out of the training by the seed (`held_labels`); AdamW with OneCycle; the
 moving average of the weights is what is judged, after every epoch, by the mean of two mAPs on val, of the labels in
 training and of the held-out ones; the best epoch counts, and an end is made when `patience` epochs brought no better
-one. The limit of epochs, PROTOCOL, is the same for methods and heads. The learning rate is, of FACTORS times the
-method's own, the one with the best such epoch with seed 0; the other seeds take it over.
+one. A label that is not known of an image (`Split.known`) counts as absent in training. The limit of epochs, PROTOCOL,
+is the same for methods and heads. The learning rate is, of FACTORS times the method's own, the one with the best such
+epoch with seed 0; the other seeds take it over.
 """
 
 import math
@@ -75,7 +76,7 @@ def trained_scores(method, data, config):
     model, began = method(sizes).to(config.device), time.time()
     rows = data.train.targets[:, asked].any(1).nonzero().flatten()
     seen = labels[data.labels.seen_index]
-    judge = lambda model: val_maps(scores_of(model, val, seen), data.val.targets, asked, held)
+    judge = lambda model: val_maps(scores_of(model, val, seen), data.val, asked, held)
     found = learn(model, train, rows, data.train.targets[:, asked], labels[asked], judge, config)
     trained = time.time()
     scores = scores_of(model, test, labels)
@@ -132,9 +133,10 @@ def scores_of(model, images, labels, size=64):
     return torch.cat([torch.empty(0, len(labels)), *(model(*images.batch(part), labels).cpu() for part in parts)])
 
 
-def val_maps(scores, targets, asked, held):
-    """mAP in percent on val, of the labels in training, of the held-out ones, and the mean of those that there are."""
-    precisions = 100 * average_precision(scores, targets[:, : scores.shape[1]])
+def val_maps(scores, split, asked, held):
+    """mAP in percent of seen labels [M, S] on val: in training, held out of it, and the mean of those that there are."""
+    seen = split.select(labels=torch.arange(scores.shape[1]))
+    precisions = 100 * average_precision(scores, seen.targets, known=seen.known)
     maps = {"val_seen_map": precisions[asked].nanmean().item(), "val_held_map": precisions[held].nanmean().item()}
     there = [value for value in maps.values() if math.isfinite(value)]
     return maps | {"val_map": sum(there) / len(there) if there else math.nan}

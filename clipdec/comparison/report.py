@@ -171,10 +171,11 @@ def _systems(rows, summary):
     author = [row["as_author"] for row in rows if "as_author" in row]
     but = ", except between plain and averaged weights in the row of the author's code, as there" if author else ""
     about = f"""\
-Written by `make results`; `python -m clipdec.comparison --help` says how on other data. Figures in percent, \
-mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test images, keep={protocol["keep"]}, \
-{protocol["labels_without_positives"]} labels without a positive left out. Epochs, weights and offsets are chosen \
-on val, by labels held out of the training and labels in it; test labels choose nothing{but}."""
+Written by `python -m clipdec.comparison`, which `make results` and `make results-author` run; its `--help` says how \
+on other data. Figures in percent, mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test \
+images, keep={protocol["keep"]}, {protocol["labels_without_positives"]} labels without a positive left out. \
+Epochs, weights and offsets are chosen on val, by labels held out of the training and labels in it; test labels \
+choose nothing{but}."""
     if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
         about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
     if author:

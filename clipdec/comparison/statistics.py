@@ -59,32 +59,32 @@ def bootstrap_weights(images, draws=500, seed=0):
     return torch.stack([row.bincount(minlength=images).to(torch.uint8) for row in drawn])
 
 
-def resampled_ap(scores, targets, weights):
+def resampled_ap(scores, targets, weights, known=None):
     """AP of samples of the images: what `average_precision` gives where image m is there weights[r, m] times.
 
     The images are sorted once for each label. Of a sample only the sums of weights at the positives are asked for, so a
     label costs R x M additions, and memory of R x M single numbers and 250 x P double ones for P positives.
 
-    Args: scores, targets [M, L]; weights [R, M], whole numbers of 0 or more.
+    Args: scores, targets [M, L]; weights [R, M], whole numbers of 0 or more; known as of `average_precision`.
     Returns: float64 [L, R] in 0..1, nan where a label has no positive in the sample.
     """
-    scores, targets = check(scores, targets)
+    scores, targets = check(scores, targets if known is None else targets & known)
     blocks = [block.T.float().contiguous() for block in weights.split(DRAWS)]  # [M, 250], exact below 2 ** 24
     ap = torch.full((scores.shape[1], len(weights)), NAN, dtype=torch.float64)
     for label in targets.any(0).nonzero().flatten().tolist():
-        column, positive = scores[:, label], targets[:, label].nonzero().flatten()
+        column, positive = scores[:, label].contiguous(), targets[:, label].nonzero().flatten()
         values, above = column[positive].unique().flip(0), column.argsort(descending=True)
+        above = above if known is None else above[known[above, label]]
         hits = positive[column[positive].argsort(descending=True)]
-        parts = [_precision(values, column, above, hits, block) for block in blocks]
-        ap[label] = torch.cat(parts)
+        ap[label] = torch.cat([_ap(values, column, above, hits, block) for block in blocks])
     return ap
 
 
-def _precision(values, column, above, hits, weights):
+def _ap(values, column, above, hits, weights):
     """AP [R] of one label. Images with an equal score enter together.
 
-    Args: values, its positives' scores, each once, falling; above, hits, all images and the positives, by their scores
-    in `column` [M], falling; weights [M, R].
+    Args: values, its positives' scores, each once, falling; above, hits, the images that count and the positives, by
+    their scores in `column` [M], falling; weights [M, R].
     """
     total, true = (_sums(values, column, order, weights) for order in (above, hits))  # [K, R]
     own = true.diff(dim=0, prepend=torch.zeros_like(true[:1]))

@@ -149,7 +149,8 @@ def run_system(name, config, resume=False):
         with open(path / "log.txt", "w", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
             scores, costs = (fitted if name in TRAINED else computed)(name, data, config)
         metrics = _keep(path, name, config, made_of, scores, costs, data)
-    precisions = 100 * resampled_ap(scores, data.test.targets, bootstrap_weights(len(scores)))  # [L, R]
+    test = data.test
+    precisions = 100 * resampled_ap(scores, test.targets, bootstrap_weights(len(test)), test.known)  # [L, R]
     unseen = precisions[data.labels.unseen_index]
     return _row(name, config, metrics, scores, data), {"zsl": unseen.nanmean(0), "gzsl": precisions.nanmean(0)}
 
@@ -162,7 +163,7 @@ def _row(name, config, metrics, scores, data):
     if config.as_author:
         row["as_author"] = metrics["config"]["as_author"]  # of "all", those that the settings and the data allow
     unseen = data.labels.unseen_index
-    ap = 100 * average_precision(scores[:, unseen], data.test.targets[:, unseen])
+    ap = 100 * average_precision(scores, data.test.targets, known=data.test.known)[unseen]
     return row | {"unseen_ap": {name: round(value, 2) for name, value in zip(data.labels.unseen, ap.tolist())}}
 
 
@@ -206,7 +207,7 @@ def _keep(path, name, config, made_of, scores, costs, data):
     else:
         folder.write_json("config.json", config.as_dict())
         write_scores(path / "scores.npz", made_of, test=scores)
-        figures = full_report(scores, data.test.targets, data.labels)
+        figures = full_report(scores, data.test.targets, data.labels, known=data.test.known)
     metrics = folder.write_json("metrics.json", figures | costs)
     folder.close()
     return metrics

@@ -28,7 +28,8 @@ class Objective(nn.Module):
         """(L, L_c, L_clip) of this process's share of a batch; the mean over the processes is that of the batch.
 
         Args: images, pixels [b, 3, H, W] or tokens [b, N, C], sentences [b, S] (token ids [b, T] where their
-            tower is trained) and targets [b, K] of this process; queries [K, D] and weights [K] of the labels decoded;
+            tower is trained) and targets [b, K] of this process; queries [K, D] and weights, [K] or [b, K], of the
+            labels decoded;
             label_sets, targets [B, L] of the images of all processes, which are the negatives of L_clip.
         """
         if self.sentence_tower:
@@ -72,23 +73,25 @@ class AcceleratedTrainer(Trainer):
         objective = Objective(model, self.loss, self.sentence_tower)
         self.objective, self.optimiser = self.accelerator.prepare(objective, self.optimiser)
 
-    def gradients(self, images, queries, sentences, targets):
+    def gradients(self, images, queries, sentences, targets, known=None):
         """As the Trainer's; `images` are this process's parts (see `parts`), the other arguments those of all
         processes.
         """
         self.objective.train()
         self.optimiser.zero_grad()
-        labels, weights = sample_labels(targets, self.label_samples, self.weight_samples)  # alike in all processes
+        # alike in all processes
+        labels, weights = sample_labels(targets, self.label_samples, self.weight_samples, known)
         if rank := rank_and_count()[0]:
             torch.manual_seed(torch.initial_seed() + rank)  # for dropout masks of its own
-        queries, weights = queries[labels], weights.to(self.device)
+        queries = queries[labels]
         parts, sums = torch.arange(len(targets)).tensor_split(self.accumulate), torch.zeros(2, device=self.device)
         for number, (part, inputs) in enumerate(zip(parts, images), 1):
             mine, whole = share(part), targets[part].to(self.device)
-            rows = inputs, sentences[mine], targets[mine][:, labels]
-            inputs, texts, truth = (x.to(self.device, non_blocking=True) for x in rows)
+            weighed = weights if known is None else weights * known[mine][:, labels]  # [K] or [b, K]
+            rows = inputs, sentences[mine], targets[mine][:, labels], weighed
+            inputs, texts, truth, weighed = (x.to(self.device, non_blocking=True) for x in rows)
             with self.accelerator.no_sync(self.objective) if number < len(parts) else nullcontext():
-                loss, *terms = self.objective(inputs, queries, texts, truth, whole, weights)
+                loss, *terms = self.objective(inputs, queries, texts, truth, whole, weighed)
                 self.accelerator.backward(loss * (len(part) / len(targets)))
             sums += torch.stack(terms) * (len(part) / len(targets))
         norm = self.accelerator.clip_grad_norm_(self.trained, self.clip_grad or math.inf)

@@ -13,7 +13,8 @@ from clipdec.training.tokens import encode_sentences, encoded, token_folder
 
 
 class TrainingImages:
-    """The images of a run's training, with their targets [M, L] and sentences; `steps` batches are an epoch.
+    """The images of a run's training, with their targets [M, L], which of these are `known` (None: all), and
+    sentences; `steps` batches are an epoch.
 
     `sentences` are vectors [M, S], or where their text tower is trained, token ids [M, T].
 
@@ -31,7 +32,8 @@ class TrainingImages:
         if smallest < least:
             parts = f"each of {least} parts (accumulate times processes)"
             raise ValueError(f"batch_size must give {parts} an image: a batch here holds {smallest}")
-        self.targets = self.split.targets[:, asked]
+        trained = self.split.select(labels=asked)
+        self.targets, self.known = trained.targets, trained.known
         self.sentences = torch.zeros(len(rows), model.text_proj.in_features)
         shown, named = told(self.split, data, asked, config)
         if "trained_sentence_tower" in config.as_author:
@@ -67,7 +69,8 @@ class TrainingImages:
 
     def batch(self, index, inputs, queries):
         """The arguments of a Trainer's step."""
-        return inputs, queries, self.sentences[index], self.targets[index]
+        known = None if self.known is None else self.known[index]
+        return inputs, queries, self.sentences[index], self.targets[index], known
 
     def time_step(self, trainer, queries):
         """Seconds of a step with its loading: the shorter of two, after one that is slower for being the first."""

@@ -45,7 +45,8 @@ def log_loss_skill(probabilities, targets):
 
 
 def reliability_report(probabilities, targets):
-    """The figures of probabilities [M, L] in metrics.json: gaps in points, the others in percent, the bins as lists."""
+    """The figures of probabilities, [M, L] or [P], in metrics.json: gaps in points, others in percent, bins in lists.
+    """
     bins = mean, share, count = reliability(probabilities, targets)
     likely = [part[1:] for part in bins]  # from 0.1 on
     return {

@@ -7,43 +7,52 @@ from clipdec.training.leakage import leakage
 HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 
 
-def full_report(scores, targets, labels, keep="all"):
+def full_report(scores, targets, labels, keep="all", known=None):
     """`zsl_report`, as `zsl_without_twins` its ZSL figures for the unseen labels that have no seen twin, and as
-    `equal_prevalence` mAP where all labels are equally frequent.
+    `equal_prevalence` mAP where all labels are equally frequent. Where not all pairs of image and label are `known`,
+    the protocol says which percentage is.
     """
     twins = leakage(labels)
     alone = [i for i in labels.unseen_index.tolist() if labels.names[i] not in twins]
     space = LabelSpace([], [labels.names[i] for i in alone])
-    rest = zsl_report(scores[:, alone], targets[:, alone], space, keep)["zsl"] if alone else {}
-    report = zsl_report(scores, targets, labels, keep) | {"zsl_without_twins": rest}
+    columns = [None if x is None else x[:, alone] for x in (scores, targets, known)]
+    rest = zsl_report(*columns[:2], space, keep, columns[2])["zsl"] if alone else {}
+    report = zsl_report(scores, targets, labels, keep, known) | {"zsl_without_twins": rest}
     report["protocol"]["unseen_with_twin"] = len(twins)
-    return report | {"equal_prevalence": equal_prevalence(scores, targets, labels)}
+    if known is not None:
+        report["protocol"]["known_pairs"] = 100 * known.sum().item() / known.numel()
+    return report | {"equal_prevalence": equal_prevalence(scores, targets, labels, known)}
 
 
-def equal_prevalence(scores, targets, labels):
+def equal_prevalence(scores, targets, labels, known=None):
     """mAP if each label were in the same share of the images, in percent: {"prevalence", "zsl", "gzsl", "seen"}.
 
     The share is the mean of the unseen labels, to which the others are brought by weights of the images without them
     (`average_precision`). AP is lower for a rarer label at one quality of ranking; here mAP of seen and of unseen
-    labels, and so of GZSL and ZSL, compare. Empty where no image carries an unseen label.
+    labels, and so of GZSL and ZSL, compare. Empty where no image carries an unseen label. Where not all pairs of image
+    and label are known, all this is said of those that are.
     """
-    share = targets[:, labels.unseen_index].double().mean().item()
+    unseen = targets[:, labels.unseen_index]
+    unseen = unseen if known is None else unseen[known[:, labels.unseen_index]]
+    share = unseen.double().mean().item()
     if not share > 0:
         return {}
-    ap = 100 * average_precision(scores, targets, share)
+    ap = 100 * average_precision(scores, targets, share, known)
     parts = {"zsl": ap[labels.unseen_index], "gzsl": ap, "seen": ap[labels.seen_index]}
     return {"prevalence": 100 * share} | {part: each.nanmean().item() for part, each in parts.items()}
 
 
-def label_table(scores, targets, labels):
+def label_table(scores, targets, labels, known=None):
     """The rows of label_ap.csv: of each label its kind, in how many images it is, and its AP in percent or nan."""
-    rows = zip(labels.names, targets.sum(0).tolist(), (100 * average_precision(scores, targets)).tolist())
+    ap = 100 * average_precision(scores, targets, known=known)
+    rows = zip(labels.names, targets.sum(0).tolist(), ap.tolist())
     return [{"label": name, "kind": labels.kind(name), "positives": n, "ap": ap} for name, n, ap in rows]
 
 
 def result_table(metrics):
     """The figures of metrics.json as a text table, in percent; a dash where one does not exist."""
-    columns = {"map": "mAP", "f1@3": "F1@3", "f1@5": "F1@5"}
+    ranked = [name for name in metrics.get("gzsl") or ("f1@3", "f1@5") if name.startswith("f1@")]
+    columns = {"map": "mAP"} | {name: name.upper() for name in ranked}
     lines = [
         f"{'':14}" + "".join(f"{name:^24}" for name in HEADINGS.values()),
         f"{'':14}" + "".join(f"{name:>8}" for name in columns.values()) * len(HEADINGS),
@@ -55,6 +64,8 @@ def result_table(metrics):
         images = f"{protocol['test_images']} test images, keep={protocol['keep']}"
         without = f"{protocol['labels_without_positives']} labels without a positive left out"
         lines.append(f"{images}, {without}; {protocol['unseen_with_twin']} unseen labels have a seen twin")
+        if known := protocol.get("known_pairs"):
+            lines.append(f"AP over {known:.2g} % of all pairs of image and label, the others are not known")
     note = metrics.get("calibration", {}).get("note")
     lines += [note] if note else []
     lines += [f"left out: {part} ({reason})" for part, reason in metrics.get("left_out", {}).items()]

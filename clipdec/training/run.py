@@ -150,8 +150,9 @@ class Run:
 
     def _save_scores(self, val, test):
         """Keep the logits [M, L] of val and of test, and AP of each label on test."""
+        split = self.data.test
         self.folder.save_scores(self.config.decisive() | self.inputs, val=val, test=test)
-        self.folder.write_table("label_ap.csv", label_table(test, self.data.test.targets, self.data.labels))
+        self.folder.write_table("label_ap.csv", label_table(test, split.targets, self.data.labels, split.known))
 
     def _figures_of_plain(self, figures):
         """With best_on_test the `figures` with P, R and F1 of the plain weights, as the author's code reports them."""
@@ -160,7 +161,8 @@ class Run:
         model, data = self.trainer.model, self.data
         load_model(model, str(self.folder.path / "plain.safetensors"))
         model.clip_weight.copy_(self.trainer.average.module.clip_weight)
-        plain = full_report(split_scores(model, data.test, data, self.config), data.test.targets, data.labels)
+        scores, test = split_scores(model, data.test, data, self.config), data.test
+        plain = full_report(scores, test.targets, data.labels, known=test.known)
         mean = {task: {k: v for k, v in figures.get(task, {}).items() if k == "map"} for task in (*HEADINGS, "seen")}
         return {task: plain[task] | values for task, values in mean.items() if values}
 
@@ -238,7 +240,8 @@ class Run:
         labels = torch.cat([*groups.values()])
         labels = labels[split.targets[:, labels].any(0)]
         scores = predict(model, split, self.queries[labels], kept, num_workers=self.config.num_workers)
-        precisions = 100 * average_precision(scores, split.targets[:, labels])
+        asked = split.select(labels=labels)
+        precisions = 100 * average_precision(scores, asked.targets, known=asked.known)
         return {name: precisions[torch.isin(labels, group)].mean().item() for name, group in groups.items()}
 
     def _criterion(self):

@@ -162,7 +162,7 @@ class RunFolder:
                 torch.save(state, file)
 
     def load_state(self):
-        """The last complete state, on the CPU, or None. Raises ValueError if it, or the weights it goes with, are damaged."""
+        """The last complete state, on the CPU, or None. Raises ValueError if it, or its weights, are damaged."""
         path = self.path / "state.pt"
         if not path.is_file():
             return None

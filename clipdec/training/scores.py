@@ -98,17 +98,18 @@ def evaluate(model, data, config, keep="all", save=None):
     "reliability" says of the calibrated probabilities on test, of seen and of unseen labels, how far they can be
     believed. `save(val=..., test=...)`, if given, is called with the logits [M, L] of both splits.
 
-    A part that cannot be computed does not cost the run: "left_out" names it and says why.
+    Where not all pairs of image and label are known (`Split.known`), mAP, calibration and reliability are of those that
+    are. A part that cannot be computed does not cost the run: "left_out" names it and says why.
     """
     test, val = (cache(partial(split_scores, model, split, data, config)) for split in (data.test, data.val))
-    seen, targets = data.labels.seen_index, data.val.targets[:, data.labels.seen_index]
-    fitted = cache(lambda: fit_calibration(val()[:, seen], targets))
+    seen = data.labels.seen_index
+    fitted = cache(lambda: fit_calibration(*known_pairs(val(), data.val, seen)))
     parts = {
-        "test": lambda: full_report(test(), data.test.targets, data.labels, keep),
+        "test": lambda: full_report(test(), data.test.targets, data.labels, keep, data.test.known),
         "raw_clip": lambda: {"raw_clip": _raw_clip(data, config, keep)},
         "calibration": lambda: {"calibration": asdict(fitted())},
         "reliability": lambda: {"reliability": _reliability(fitted(), test(), data)},
-        "gzsl_calibrated": lambda: _with_offset(val()[:, seen], targets, test(), data, config, keep),
+        "gzsl_calibrated": lambda: _with_offset(val()[:, seen], test(), data, config, keep),
         "scores": lambda: save(val=val(), test=test()) or {} if save else {},
     }
     report, left_out = {}, {}
@@ -120,24 +121,33 @@ def evaluate(model, data, config, keep="all", save=None):
     return report | ({"left_out": left_out} if left_out else {})
 
 
+def known_pairs(scores, split, labels):
+    """Scores and targets of some labels, [M, L]; where not all pairs are known, [P] of those that are."""
+    scores, asked = scores[:, labels], split.select(labels=labels)
+    if asked.known is None:
+        return scores, asked.targets
+    return scores[asked.known], asked.targets[asked.known]
+
+
 def _raw_clip(data, config, keep):
-    report = full_report(raw_clip_scores(data, config), data.test.targets, data.labels, keep)
+    test = data.test
+    report = full_report(raw_clip_scores(data, config), test.targets, data.labels, keep, test.known)
     return {task: report[task] for task in HEADINGS}
 
 
 def _reliability(calibration, logits, data):
     kinds = {"seen": data.labels.seen_index, "unseen": data.labels.unseen_index}
     probabilities = calibration.log_odds(logits).sigmoid()
-    return {k: reliability_report(probabilities[:, i], data.test.targets[:, i]) for k, i in kinds.items() if len(i)}
+    return {k: reliability_report(*known_pairs(probabilities, data.test, i)) for k, i in kinds.items() if len(i)}
 
 
-def _with_offset(val, targets, scores, data, config, keep):
+def _with_offset(val, scores, data, config, keep):
     seen, (_, held) = data.labels.seen_index, held_labels(data.labels, config)
     if not len(held):
         return {}
-    offset = seen_offset(val, targets, torch.isin(seen, held))
+    offset = seen_offset(val, data.val.targets[:, seen], torch.isin(seen, held))
     calibrated = scores - offset * (torch.arange(scores.shape[1]) < len(seen))
-    gzsl = zsl_report(calibrated, data.test.targets, data.labels, keep)["gzsl"]
+    gzsl = zsl_report(calibrated, data.test.targets, data.labels, keep, data.test.known)["gzsl"]
     return {"seen_offset": offset, "gzsl_calibrated": gzsl}
 
 
@@ -151,7 +161,7 @@ def choose_clip_weight(model, data, config):
     if not uses_clip(config) or not len(held):
         return 0.0
     seen = data.val.targets[:, data.labels.seen_index].any(0).nonzero().flatten()  # those that occur
-    targets, before, scores = data.val.targets[:, seen], model.clip_weight.item(), {}
+    val, before, scores = data.val.select(labels=seen), model.clip_weight.item(), {}
     for weight in (0.0, 1.0):
         model.clip_weight.fill_(weight)
         scores[weight] = split_scores(model, data.val, data, config)[:, seen]
@@ -159,6 +169,6 @@ def choose_clip_weight(model, data, config):
     quality = []
     for weight in CLIP_WEIGHTS:
         mixed = scores[0.0] + weight * (scores[1.0] - scores[0.0])  # a logit is linear in the weight
-        precisions = average_precision(mixed, targets)
+        precisions = average_precision(mixed, val.targets, known=val.known)
         quality.append(precisions.mean() + precisions[torch.isin(seen, held)].mean().nan_to_num())
     return CLIP_WEIGHTS[torch.stack(quality).argmax()]

@@ -17,7 +17,8 @@ def test_unseen_objects_are_drawn_in_train_and_not_told(tmp_path):
     shown = unseen_shown(data.train, data).sum(1)
     assert shown.sum() / (shown.sum() + data.train.targets.sum()) == pytest.approx(0.4, abs=0.15)
     for i in (int(shown.argmax()), int(shown.argmin())):  # what stands there is what was drawn
-        names, setting = emoji_scenes.choose(rng := emoji_scenes.rng_of(3, "train", i), "train", shown=0.4)
+        rng = emoji_scenes.rng_of(3, "train", i)
+        names, setting = emoji_scenes.choose(rng, "train", shown=0.4)
         assert np.array_equal(data.train.image(i), emoji_scenes.draw(rng, names, setting))
         told = [data.labels.names[k] for k in data.train.targets[i].nonzero()]
         listed = data.info["unseen_in_train"].get(f"train-{i:05}.png", [])

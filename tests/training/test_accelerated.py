@@ -56,11 +56,12 @@ def test_a_step_is_the_plain_one(settings, batch):
     names = ("optimiser", "lr", "weight_decay", "clip_grad", "ema_decay", "label_samples", "weight_samples")
     plain = Trainer(new_model(config), 10, build_loss(config), **{name: getattr(config, name) for name in names})
     mine = make(settings, **changes)
-    for step in range(3):
-        found = []
+    known = batch[3] | (torch.rand(B, L) < 0.3)
+    for step in range(4):
+        found, rest = [], [known] * (step > 2)  # the last with a mask
         for trainer, arguments in ((plain, batch), (mine, in_parts(mine, batch))):
             torch.manual_seed(step)
-            found.append(trainer.step(*arguments))
+            found.append(trainer.step(*arguments, *rest))
         assert found[0] == pytest.approx(found[1], rel=1e-5)
     for a, b in ((plain.model, mine.model), (plain.average, mine.average)):
         torch.testing.assert_close([*a.parameters()], [*b.parameters()], rtol=1e-4, atol=1e-6)
@@ -74,6 +75,13 @@ def test_a_step_in_parts_or_compiled_is_the_same_step(settings, batch, alpha, ch
     whole, found = (gradients(make(settings, alpha=alpha, **other), batch) for other in ({}, changes))
     assert whole[0] == pytest.approx(found[0], rel=rel)
     torch.testing.assert_close(found[1], whole[1], rtol=rtol, atol=atol)
+
+
+def test_what_is_not_known_is_left_out_of_every_part(settings, batch):
+    batch = (*batch, batch[3] | (torch.rand(B, L) < 0.3))
+    whole, found = (gradients(make(settings, alpha=0.0, **other), batch) for other in ({}, {"accumulate": 5}))
+    assert whole[0] == pytest.approx(found[0], rel=1e-4) and whole[0]["l_c"] > 0
+    torch.testing.assert_close(found[1], whole[1], rtol=1e-3, atol=1e-6)
 
 
 def test_the_alignment_loss_of_parts_is_their_mean(settings, batch):

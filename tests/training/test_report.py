@@ -6,7 +6,7 @@ import torch
 from clipdec import LabelSpace
 from clipdec.metrics import average_precision, zsl_report
 from clipdec.training.leakage import nearest_seen
-from clipdec.training.report import equal_prevalence, full_report, result_table
+from clipdec.training.report import equal_prevalence, full_report, label_table, result_table
 
 
 def test_result_table_prints_the_figures():
@@ -61,3 +61,22 @@ def test_nearest_seen():
     names, near, cosines = zip(*nearest_seen(labels, vectors))
     assert (names, near) == (("big birds", "cats", "zebra"), ("blue bird", "Cat", "blue bird"))
     assert cosines == pytest.approx((0.96, 0.8, 0.8))
+
+
+def test_what_is_known_goes_into_every_figure():
+    labels, scores, targets = LabelSpace(["cats", "b", "c"], ["cat", "e"]), torch.rand(40, 5), torch.rand(40, 5) < 0.3
+    known = targets | (torch.rand(40, 5) < 0.5)
+    report, ap = full_report(scores, targets, labels, known=known), average_precision(scores, targets, known=known)
+    assert report["gzsl"]["map"] == pytest.approx(100 * ap.mean().item())
+    assert report["zsl_without_twins"]["map"] == pytest.approx(100 * ap[4].item())
+    assert report["protocol"]["known_pairs"] == pytest.approx(100 * known.double().mean().item())
+    share = (targets[:, 3:].sum() / known[:, 3:].sum()).item()
+    expected = 100 * average_precision(scores, targets, share, known)
+    assert report["equal_prevalence"]["prevalence"] == pytest.approx(100 * share)
+    assert report["equal_prevalence"]["zsl"] == pytest.approx(expected[3:].mean().item())
+    rows = label_table(scores, targets, labels, known)
+    assert [row["ap"] for row in rows] == pytest.approx((100 * ap).tolist())
+    head, columns, *_, foot, last = result_table(report).splitlines()
+    assert columns.split() == 3 * ["mAP", "F1@10", "F1@20"] and len(columns) == len(head) and "40 test images" in foot
+    pairs = f"{report['protocol']['known_pairs']:.2g} % of all pairs of image and label"
+    assert last == f"AP over {pairs}, the others are not known"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
 from clipdec import LabelSpace, encode_labels, load_run
 from clipdec.calibration import Calibration
@@ -156,3 +157,22 @@ def test_a_run_keeps_weight_and_references(tiny, train, tmp_path, monkeypatch):
     model.clip_weight.zero_()
     expected = predict(model, tiny.test, queries, kept) + 0.5 * model.clip_evidence(kept[1][:], queries)
     torch.testing.assert_close(with_clip, expected, rtol=0, atol=1e-4)
+
+
+def test_a_run_uses_what_is_known(tiny, train, tmp_path):
+    """Where only some pairs are known, its mAP, calibration and reliability are of these."""
+    torch.manual_seed(0)
+    mask = lambda split: replace(split, known=split.targets | (torch.rand(split.targets.shape) < 0.3))
+    data = replace(tiny, train=mask(tiny.train), val=mask(tiny.val), test=mask(tiny.test))
+    assert data.fingerprint != tiny.fingerprint
+    metrics = train(tmp_path, data)
+    assert "left_out" not in metrics and metrics["protocol"]["known_pairs"] == pytest.approx(30, abs=1)
+    kept, ap = np.load(tmp_path / "scores.npz")["test"], []
+    for scores_, there, known in zip(kept.T[925:], data.test.targets.T[925:].numpy(), data.test.known.T[925:].numpy()):
+        if there.any():
+            ap.append(average_precision_score(there[known], scores_[known]))
+    assert metrics["zsl"]["map"] == pytest.approx(100 * np.mean(ap)) and "f1@20" in metrics["gzsl"]
+    rate = data.val.targets[:, :925].sum() / data.val.known[:, :925].sum()
+    assert metrics["calibration"]["base_rate"] == pytest.approx(rate.item())
+    unseen = data.test.targets[:, 925:].sum() / data.test.known[:, 925:].sum()
+    assert metrics["reliability"]["unseen"]["base_rate"] == pytest.approx(100 * unseen.item())
