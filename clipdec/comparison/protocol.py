@@ -134,7 +134,7 @@ def scores_of(model, images, labels, size=64):
 
 
 def val_maps(scores, split, asked, held):
-    """mAP in percent of seen labels [M, S] on val: in training, held out of it, and the mean of those that there are."""
+    """mAP in percent of seen labels on val: in training, held out of it, and the mean of those that there are."""
     seen = split.select(labels=torch.arange(scores.shape[1]))
     precisions = 100 * average_precision(scores, seen.targets, known=seen.known)
     maps = {"val_seen_map": precisions[asked].nanmean().item(), "val_held_map": precisions[held].nanmean().item()}
