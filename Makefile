@@ -36,7 +36,7 @@ bench: $(VENV)/.installed-test data
 results: $(VENV)/.installed-test data
 	$(BIN)/python -m data_prep.word_vectors --out data/emoji/word_vectors.npz
 	$(BIN)/python -m data_prep.emoji_scenes --objects 1 --out data/emoji_single
-	$(COMPARE) --data data/emoji_single --systems $(SINGLE) --seeds 2 --out results/emoji_single
+	$(COMPARE) --data data/emoji_single --systems $(SINGLE) --seeds 3 --out results/emoji_single
 	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --ablations --groups $(GROUPS) --epochs 2 --seeds 3 --out results/emoji
 	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --out results/emoji
 	$(BIN)/papermill notebooks/06_ablations.ipynb results/06_ablations.ipynb
