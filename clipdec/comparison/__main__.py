@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipdec.comparison.ablations import ABLATIONS, ablate
 from clipdec.comparison.report import write_report
-from clipdec.comparison.systems import SYSTEMS, compare
+from clipdec.comparison.systems import CHANGES, SYSTEMS, WORDS, compare
 from clipdec.training.config import read_settings
 from clipdec.training.run_folder import without_nan
 
@@ -62,7 +62,7 @@ def _arguments(arguments):
     if args.seeds < 1 or args.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, got {args.seeds} and {args.jobs}")
     asked = {*(args.groups or ABLATIONS)} if args.ablations else {*args.systems}
-    needing = asked & {"label vectors", "ml_decoder", "conse"}
+    needing = asked & {"label vectors", *(name for name in SYSTEMS if WORDS.items() <= CHANGES[name].items())}
     if needing and not args.word_vectors:
         parser.error(f"{', '.join(sorted(needing))} need --word-vectors, as data_prep.word_vectors makes them")
     return args

@@ -10,10 +10,21 @@ from clipdec.training.report import dashed
 NAMES = {
     "raw_clip": "raw CLIP, one prompt", "raw_clip_ensemble": "raw CLIP, mean of four prompts",
     "raw_clip_softmax": "raw CLIP, softmax over all labels", "raw_clip_patch": "raw CLIP, best patch",
-    "conse": "CONSE, word vectors", "ml_decoder": "ML-Decoder, word vectors",
+    "raw_clip_5": "raw CLIP, softmax over the seen labels, 5 passes",
+    "raw_clip_windows": "raw CLIP, softmax over the seen labels, 26 passes",
+    "mask_clip": "MaskCLIP, value path", "tag_clip": "TagCLIP, coarse step",
+    "piaa": "PIAA, unlabelled training images", "sparc": "SPARC, normalisation", "conse": "CONSE, word vectors",
+    "label_em": "LabelEM", "fast0tag": "Fast0Tag", "linear_patch": "linear map of tokens, softmax pooling",
+    "mlp_patch": "MLP on tokens, softmax pooling", "attention_per_label": "attention per label", "sdl": "SDL",
+    "lesa": "LESA", "biam": "BiAM", "mkt": "MKT", "dualcoop": "DualCoOp",
+    "recover_and_match": "Recover-and-Match, matching", "ml_decoder": "ML-Decoder, word vectors",
     "clip_decoder_author": "CLIP-Decoder, the author's code", "clip_decoder": "CLIP-Decoder, the paper's head",
     "best": "CLIP-Decoder, this repository's head",
 }  # fmt: skip
+PASSES = {"_5": "5 passes", "_windows": "26 passes"}  # of the tower an image, by the end of a system's name
+ONCE = {"raw_clip", "raw_clip_ensemble", "raw_clip_patch", "mask_clip", "tag_clip", "conse"}
+ONCE |= {"label_em", "fast0tag", "raw_clip_5", "raw_clip_windows", "clip_decoder_author"}
+NAMES |= {f"{k}{end}": f"{v}, {n}" for k, v in NAMES.items() if k not in ONCE for end, n in PASSES.items()}
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
 TASKS = "zsl", "gzsl"
 EQUAL = """\
@@ -28,6 +39,11 @@ the one between probability and share, in points, over the pairs of image and la
 INTERVAL = """\
 Paired by seed and image. The interval is the 95 % one of the mean if seeds (Student's t) and test images (bootstrap, \
 500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is called a difference."""
+COSTS = """\
+Training-free: from CLIP alone, PIAA from unlabelled training images too. Transductive: from all test images at once. \
+Trained on seen labels: all by one protocol (`clipdec/comparison/protocol.py`), the author's code but for its own. \
+Tower passes are those of an image; their seconds are left out where what they give is kept. NUS-WIDE: mAP as \
+published, where its source could be read, with other towers and images."""
 
 
 def table(head, rows):
@@ -65,6 +81,18 @@ def system_table(rows, task):
     """A task's figures of every system, mean and standard deviation over the seeds."""
     cells = lambda each: [mean_sd([row[task].get(figure) for row in each]) for figure in FIGURES]
     return table(["", *FIGURES.values()], [[NAMES[name], *cells(each)] for name, each in by(rows, "system")])
+
+
+def cost_table(rows):
+    """What every system learned from, what it takes, and the mAP that its authors or tables report on NUS-WIDE."""
+    head = ["", "learned from", "tower passes", "weights", "training, s", "scoring, s", "NUS-WIDE ZSL", "GZSL"]
+    lines = []
+    for name, each in by(rows, "system"):
+        first = each[0]
+        seconds = [mean_sd([row[f"{what}_seconds"] for row in each]) for what in ("training", "scoring")]
+        published = [dashed(first.get("published", {}).get(task), ".1f") for task in TASKS]
+        lines.append([NAMES[name], first["block"], str(first["passes"]), f"{first['weights']:,}", *seconds, *published])
+    return table(head, lines)
 
 
 def measured(found):
@@ -155,6 +183,7 @@ choose nothing{but}."""
     return [
         about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
+        "## What each takes", COSTS, cost_table(rows),
         "## Differences of mAP", INTERVAL, difference_table(summary["differences"]),
         "## mAP at equal prevalence", EQUAL, prevalence_table(rows),
         "## GZSL with an offset between seen and unseen labels",

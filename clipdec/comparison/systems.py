@@ -1,64 +1,89 @@
 """The systems that are compared, methods of the field and trained heads, by name; and running them."""
 
-import json
 import shlex
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 
 import torch
 
-from clipdec.comparison.methods import conse, raw_clip
+from clipdec.comparison import field
+from clipdec.comparison.field import BUDGETS, FREE, METHODS, budget
+from clipdec.comparison.methods.raw_clip import patch_projection
+from clipdec.comparison.protocol import FACTORS, PROTOCOL, count_weights, trained_scores
 from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_ap
 from clipdec.data import load_data
 from clipdec.metrics import average_precision
-from clipdec.towers import ImageTower
+from clipdec.towers import ImageTower, windows_of
 from clipdec.training.author import followed
 from clipdec.training.build import image_tower, load_run
-from clipdec.training.config import Config
+from clipdec.training.config import Config, read_settings
 from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.machine import device_name, versions
 from clipdec.training.report import dashed, full_report
 from clipdec.training.run import fit
-from clipdec.training.run_folder import check_out_dir, read_scores, write_scores
-from clipdec.training.scores import raw_clip_scores, run_scores
+from clipdec.training.run_folder import RunFolder, check_out_dir, read_history, read_scores, write_scores
+from clipdec.training.scores import split_scores
 from clipdec.training.tokens import encode_split
 
-BASELINES = {
-    "raw_clip": raw_clip_scores, "raw_clip_ensemble": raw_clip.ensemble_scores,
-    "raw_clip_softmax": raw_clip.softmax_scores, "raw_clip_patch": raw_clip.patch_scores, "conse": conse.conse_scores,
-}  # fmt: skip
 WORDS = {"label_embeddings": "WORDS"}  # `with_words` puts the file of word vectors there
 PAPER = {"head": "ml_decoder"}
-TRAINED = {  # what each sets otherwise than the run's Config
-    "ml_decoder": PAPER | {"alpha": 0.0} | WORDS,
-    "clip_decoder_author": PAPER | {"hold_out": 0.0, "as_author": "all"},
-    "clip_decoder": PAPER, "best": {},
-}  # fmt: skip
-CHANGES = dict.fromkeys(BASELINES, {}) | {"conse": WORDS} | TRAINED
+TRAINED = {  # heads that `fit` trains, and what each sets otherwise than the run's Config
+    "ml_decoder": PAPER | {"alpha": 0.0} | WORDS | BUDGETS[""],
+    "ml_decoder_5": PAPER | {"alpha": 0.0} | WORDS | BUDGETS["_5"],
+    "ml_decoder_windows": PAPER | {"alpha": 0.0} | WORDS | BUDGETS["_windows"],
+    "clip_decoder_author": PAPER | {"hold_out": 0.0, "patience": 0, "as_author": "all"} | BUDGETS[""],
+    "clip_decoder": PAPER | BUDGETS[""],
+    "clip_decoder_5": PAPER | BUDGETS["_5"],
+    "clip_decoder_windows": PAPER | BUDGETS["_windows"],
+    "best": BUDGETS[""],
+    "best_5": BUDGETS["_5"],
+    "best_windows": BUDGETS["_windows"],
+}
+CHANGES = {name: field.settings(name) for name in FREE | METHODS} | TRAINED
+CHANGES["conse"] |= WORDS
 SYSTEMS = list(CHANGES)
-PAIRS = [*(("best", other) for other in SYSTEMS if other != "best"), ("clip_decoder", "ml_decoder")]
+TUNED = METHODS.keys() | TRAINED.keys() - {"clip_decoder_author"}  # which choose their learning rate by the protocol
+PAIRS = [(f"best{end}", name) for end in BUDGETS for name in SYSTEMS if budget(name) == end and name != f"best{end}"]
+PAIRS += [(f"clip_decoder{end}", f"ml_decoder{end}") for end in BUDGETS]
 PAIRS += [("clip_decoder", "clip_decoder_author")]
 KEPT = "zsl gzsl seen zsl_without_twins equal_prevalence protocol gzsl_calibrated seen_offset reliability".split()
-KEPT += "clip_weight best_epoch seconds".split()
+KEPT += "clip_weight best_epoch seconds val_map weights training_seconds scoring_seconds".split()
 
 
 def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=False, settings_file=None):
     """Run `systems` with every seed: (rows of results, {"differences" of PAIRS and what `machine` says}).
 
+    Those of TUNED run with seed 0 at each learning rate of the protocol first, and with the other seeds at the one that
+    val prefers. Those of FREE have no seed: they run once.
+
     Args: base, the settings that all share; word_vectors, .npz of label vectors that no image taught; folder, from the
     repository's root, of a folder a run; jobs, how many run at a time; resume, whether to take the runs that are there;
     settings_file, where `base` was read, for the commands in the rows.
     """
-    encode_all(Config(**base))
-    if "raw_clip_patch" in systems and raw_clip.patch_projection(Config(**base)) is None:
-        systems = [name for name in systems if name != "raw_clip_patch"]
-        print("raw_clip_patch is left out: this CLIP has no projection for its patches", flush=True)
-    runs = [(name, seed) for seed in range(seeds) for name in systems]
-    tasks = [(name, system_config(name, base, word_vectors, seed, folder / f"{name}-{seed}")) for name, seed in runs]
+    systems = [name for name in systems if _can_run(name, Config(**base))]
+    for windows in dict.fromkeys(CHANGES[name]["windows"] for name in systems):
+        encode_all(Config(**base | {"windows": windows}))
+
+    def run(runs):
+        """{(system, seed, factor of the learning rate): what `run_system` gives}."""
+        tasks = []
+        for name, seed, factor in runs:
+            where = folder / f"{name}-{seed}{'' if factor == 1 else f'-{factor:g}lr'}"
+            tasks.append((name, system_config(name, base, word_vectors, seed, factor, where)))
+        return dict(zip(runs, run_all(tasks, jobs, resume)))
+
+    found = run([(name, 0, factor) for name in systems for factor in (FACTORS if name in TUNED else [1.0])])
+    judged = lambda name: lambda factor: found[name, 0, factor][0].get("val_map", -1)
+    chosen = {name: max(FACTORS, key=judged(name)) if name in TUNED else 1.0 for name in systems}
+    found |= run([(name, seed, chosen[name]) for seed in range(1, seeds) for name in systems if name not in FREE])
     results = {name: [] for name in systems}
-    for (name, seed), (row, maps) in zip(runs, run_all(tasks, jobs, resume)):
-        results[name].append((row | {"command": command(name, base, word_vectors, seed, settings_file)}, maps))
+    for name in systems:
+        for seed in range(seeds):
+            row, maps = found[name, 0 if name in FREE else seed, chosen[name]]
+            again = command(name, base, word_vectors, seed, settings_file, chosen[name])
+            results[name].append((row | {"seed": seed, "command": again}, maps))
     differences = [{"systems": [a, b]} | difference(results[a], results[b]) for a, b in PAIRS if {a, b} <= {*systems}]
     return [row for each in results.values() for row, _ in each], {"differences": differences} | machine(base, jobs)
 
@@ -69,9 +94,21 @@ def machine(base, jobs):
     return {"device": device, "threads": threads, "versions": versions()}
 
 
+def _can_run(name, config):
+    """Whether the run's towers have what a system needs; says so if not."""
+    missing, of_patches = "", name in field.OF_PATCHES or name in field.OF_ONE_CLIP and not budget(name)
+    if of_patches and patch_projection(config) is None:
+        missing = "this CLIP has no projection for its patches"
+    if name in field.OF_ONE_CLIP and (config.image_tower != config.text_tower or config.label_embeddings):
+        missing = "images and labels are not encoded by one CLIP"
+    if missing:
+        print(f"{name} is left out: {missing}", flush=True)
+    return not missing
+
+
 def encode_all(config):
     """Tokens of all images, once, before several processes ask for them."""
-    data, towers = load_data(config.data), [ImageTower(config.text_tower)]
+    data, towers = load_data(config.data), [ImageTower(config.text_tower, windows=config.windows)]
     if config.image_tower != config.text_tower and not config.train_image_tower:
         towers.append(image_tower(config))
     for tower in towers:
@@ -94,62 +131,104 @@ def run_all(tasks, jobs, resume):
 def run_system(name, config, resume=False):
     """One system with one seed: (its row of results, {task: mAP of every bootstrap sample, [R]}).
 
-    Its out_dir holds scores.npz, the scores [M, L] of test and what they were made of; log.txt, what was printed; of a
-    trained system its run. With `resume` kept scores are taken; ValueError if they were made of something else.
+    Its out_dir holds scores.npz, the scores [M, L] of test and what they were made of; metrics.json, their figures and
+    costs; log.txt, what was printed; of a trained head its run. With `resume` kept scores are taken; ValueError if they
+    were made of something else.
     """
-    data, folder = load_data(config.data), config.path("out_dir")
+    data, path = load_data(config.data), config.path("out_dir")
     made_of = ingredients(name, data, config)
-    finished = name in BASELINES or (folder / "metrics.json").is_file()
-    kept = read_scores(folder, "test") if resume and finished else None
-    if kept:
-        scores, before = kept
+    metrics = read_settings(path / "metrics.json") if resume and (path / "metrics.json").is_file() else {}
+    if "scoring_seconds" in metrics:  # written last
+        scores, before = read_scores(path, "test")
         if others := changed(before, made_of):
-            found = f"{folder / 'scores.npz'} was made with another {others}"
+            found = f"{path / 'scores.npz'} was made with another {others}"
             raise ValueError(f"{found}: compare without --resume, or with another --out")
     else:
-        check_out_dir(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "log.txt", "w", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
-            scores = BASELINES.get(name, trained_scores)(data, config)
-        if name in BASELINES:
-            write_scores(folder / "scores.npz", made_of, test=scores)
-    targets, known = data.test.targets, data.test.known
-    report = lambda: full_report(scores, targets, data.labels, known=known)
-    found = json.loads((folder / "metrics.json").read_text(encoding="utf8")) if name in TRAINED else report()
-    row = {"system": name, "seed": config.seed} | {key: found[key] for key in KEPT if key in found}
+        check_out_dir(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path / "log.txt", "w", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
+            scores, costs = (fitted if name in TRAINED else computed)(name, data, config)
+        metrics = _keep(path, name, config, made_of, scores, costs, data)
+    test = data.test
+    precisions = 100 * resampled_ap(scores, test.targets, bootstrap_weights(len(test)), test.known)  # [L, R]
+    unseen = precisions[data.labels.unseen_index]
+    return _row(name, config, metrics, scores, data), {"zsl": unseen.nanmean(0), "gzsl": precisions.nanmean(0)}
+
+
+def _row(name, config, metrics, scores, data):
+    row = {"system": name, "seed": config.seed, "block": block(name), "lr": config.lr}
+    row |= {"passes": 1 + len(windows_of(config.windows))} | {key: metrics[key] for key in KEPT if key in metrics}
+    if name in field.PUBLISHED:
+        row["published"] = dict(zip(("zsl", "gzsl"), field.PUBLISHED[name]))
     if config.as_author:
-        row["as_author"] = found["config"]["as_author"]  # of "all", those that the settings and the data allow
+        row["as_author"] = metrics["config"]["as_author"]  # of "all", those that the settings and the data allow
     unseen = data.labels.unseen_index
-    ap = 100 * average_precision(scores, targets, known=known)[unseen]
-    row["unseen_ap"] = {name: round(value, 2) for name, value in zip(data.labels.unseen, ap.tolist())}
-    precisions = 100 * resampled_ap(scores, targets, bootstrap_weights(len(targets)), known)  # [L, R]
-    return row, {"zsl": precisions[unseen].nanmean(0), "gzsl": precisions.nanmean(0)}
+    ap = 100 * average_precision(scores, data.test.targets, known=data.test.known)[unseen]
+    return row | {"unseen_ap": {name: round(value, 2) for name, value in zip(data.labels.unseen, ap.tolist())}}
+
+
+def block(name):
+    """What a system had to learn from."""
+    if name in FREE:
+        return "training-free" if name in field.TRAINING_FREE else "transductive"
+    return "trained on seen labels"
 
 
 def ingredients(name, data, config):
     """{what: value} that the scores of a system depend on."""
-    if name in BASELINES:
-        return {"system": name} | config.decisive() | inputs_of(config, data.labels, data=data)
-    return followed(config, data).decisive() | inputs_of(config, data.labels, image_tower(config), data)
+    if name in TRAINED:
+        return followed(config, data).decisive() | inputs_of(config, data.labels, image_tower(config), data)
+    return {"system": name} | config.decisive() | inputs_of(config, data.labels, data=data)
 
 
-def trained_scores(data, config):
-    fit(data, config)
-    return run_scores(config.path("out_dir"), load_run(config.path("out_dir"))[1], data, config)
+def computed(name, data, config):
+    """(scores [M, L] of test, costs) of a method of the field."""
+    if name in METHODS:
+        return trained_scores(METHODS[name], data, config)
+    began = time.time()
+    scores = FREE[name](data, config)
+    return scores, {"weights": 0, "training_seconds": 0.0, "scoring_seconds": time.time() - began}
+
+
+def fitted(name, data, config):
+    """(scores [M, L] of test, costs) of a head, after `fit`."""
+    best, path = fit(data, config)["best_epoch"], config.path("out_dir")
+    model, history, began = load_run(path)[1].to(config.device), read_history(path), time.time()
+    scores = split_scores(model, data.test, data, config)
+    costs = {"weights": count_weights(model), "training_seconds": sum(row["seconds"] for row in history)}
+    return scores, costs | {"scoring_seconds": time.time() - began, "val_map": history[best - 1]["val_map"]}
+
+
+def _keep(path, name, config, made_of, scores, costs, data):
+    """Write down what came out, and return what is in metrics.json then."""
+    folder = RunFolder(path)
+    if name in TRAINED:
+        figures = read_settings(path / "metrics.json")
+    else:
+        folder.write_json("config.json", config.as_dict())
+        write_scores(path / "scores.npz", made_of, test=scores)
+        figures = full_report(scores, data.test.targets, data.labels, known=data.test.known)
+    metrics = folder.write_json("metrics.json", figures | costs)
+    folder.close()
+    return metrics
 
 
 def with_words(changes, word_vectors):
     return changes | {"label_embeddings": word_vectors} if WORDS.items() <= changes.items() else changes
 
 
-def system_config(name, base, word_vectors, seed, folder):
-    return Config(**base | with_words(CHANGES[name], word_vectors) | {"seed": seed, "out_dir": str(folder)})
+def system_config(name, base, word_vectors, seed, factor, folder):
+    """The Config of a system, its learning rate multiplied with `factor`."""
+    settings = PROTOCOL | base | with_words(CHANGES[name], word_vectors)
+    lr = factor * Config(**settings).lr
+    return Config(**settings | {"lr": lr, "seed": seed, "out_dir": str(folder)})
 
 
-def command(name, base, word_vectors, seed, settings_file=None):
+def command(name, base, word_vectors, seed, settings_file=None, factor=1.0):
     """What makes a row again."""
     if name in TRAINED:
-        return notebook_command(base | with_words(TRAINED[name], word_vectors), seed)
+        chosen = {"lr": system_config(name, base, word_vectors, seed, factor, "").lr} if factor != 1 else {}
+        return notebook_command(PROTOCOL | base | with_words(TRAINED[name], word_vectors) | chosen, seed)
     options = ["--systems", name, "--seeds", str(seed + 1), *(["--data", base["data"]] if "data" in base else [])]
     options += ["--config", settings_file] if settings_file else []
     options += ["--word-vectors", word_vectors] if name == "conse" else []

@@ -16,15 +16,18 @@ from sklearn.metrics import average_precision_score
 from clipdec import Config, fit, load_data
 from clipdec.comparison import __main__ as command_line
 from clipdec.comparison import ablations, systems
+from clipdec.comparison.field import FREE
 from clipdec.comparison.report import mean_sd
 from clipdec.comparison.statistics import bootstrap_weights, difference, interval, is_difference, resampled_ap
-from clipdec.comparison.systems import SYSTEMS, TRAINED, WORDS
+from clipdec.comparison.systems import SYSTEMS, TRAINED, TUNED, WORDS
 from clipdec.metrics import average_precision
 from clipdec.training.run_folder import read_history
 from data_prep import emoji_scenes
 
 SHORT = {"embed_dim": 16, "epochs": 1, "label_samples": 16, "device": "cpu", "hold_out": 0.1}
 main, TASKS = command_line.main, ("zsl", "gzsl")
+SOME = "raw_clip raw_clip_5 sparc conse sdl linear_patch_5 ml_decoder clip_decoder_author clip_decoder best".split()
+RATES = 1.0, 30.0  # of which the second is far too high for some
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +47,22 @@ def table(small, tmp_path_factory):
     np.savez(folder / "words.npz", names=names, vectors=np.random.default_rng(0).normal(size=(len(names), 12)))
     (folder / "run.json").write_text(json.dumps(SHORT | {"data": str(small.folder)}))
     arguments = ["--config", f"{folder}/run.json", "--word-vectors", f"{folder}/words.npz", "--seeds", "2"]
+    arguments += ["--systems", *SOME]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command_line, "RUNS", folder / "runs")
+        patch.setattr(systems, "FACTORS", RATES)
         main([*arguments, "--out", f"{folder}/small", "--jobs", "2"])
         yield folder, arguments, json.loads((folder / "small.json").read_text())
+
+
+def runs_of(folder, name, seed):
+    """{learning rate: folder} of the runs of a system with a seed."""
+    found = (path.parent for path in folder.glob(f"runs/small/{name}-{seed}*/config.json"))
+    return {json.loads((path / "config.json").read_text())["lr"]: path for path in found}
+
+
+def run_of(folder, row):
+    return runs_of(folder, row["system"], 0 if row["system"] in FREE else row["seed"])[row["lr"]]
 
 
 @pytest.fixture
@@ -58,17 +73,27 @@ def no_processes(monkeypatch):
 
 def test_every_system_has_a_row_for_every_seed(table):
     rows = table[2]
-    assert [(r["system"], r["seed"]) for r in rows] == [(name, seed) for name in SYSTEMS for seed in range(2)]
+    assert [(r["system"], r["seed"]) for r in rows] == [(name, seed) for name in SOME for seed in range(2)]
     for row in rows:
         assert {"map", "p@3", "r@3", "f1@3", "p@5", "r@5", "f1@5"} == set(row["zsl"]) == set(row["gzsl"])
         assert ("gzsl_calibrated" in row) == (row["system"] in TRAINED and row["system"] != "clip_decoder_author")
-    different = {name: len({r["zsl"]["map"] for r in rows if r["system"] == name}) for name in SYSTEMS}
-    assert different["raw_clip"] == 1 and all(different[name] == 2 for name in (*TRAINED, "conse"))
+        assert row["passes"] == (5 if row["system"].endswith("_5") else 1) and row["scoring_seconds"] > 0
+        assert (row["weights"] == row["training_seconds"] == 0) == (row["block"] != "trained on seen labels")
+    different = {name: len({r["zsl"]["map"] for r in rows if r["system"] == name}) for name in SOME}
+    assert all(count == (1 if name in FREE else 2) for name, count in different.items())
+
+
+def test_val_chooses_the_learning_rate_with_the_first_seed(table):
+    for name in set(SOME) & TUNED:
+        rows = [row for row in table[2] if row["system"] == name]
+        tried = {lr: json.loads((path / "metrics.json").read_text()) for lr, path in runs_of(table[0], name, 0).items()}
+        assert len(tried) == len(RATES) and tried[rows[0]["lr"]]["val_map"] == max(m["val_map"] for m in tried.values())
+        assert [*runs_of(table[0], name, 1)] == [rows[1]["lr"]] == [rows[0]["lr"]]
 
 
 def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, small):
     for row in table[2]:
-        scores = np.load(table[0] / f"runs/small/{row['system']}-{row['seed']}/scores.npz")["test"]
+        scores = np.load(run_of(table[0], row) / "scores.npz")["test"]
         for task, first in (("zsl", len(small.labels.seen)), ("gzsl", 0)):
             s, t = scores[:, first:], small.test.targets[:, first:].numpy()
             aps = [average_precision_score(t[:, i], s[:, i]) for i in range(t.shape[1]) if t[:, i].any()]
@@ -86,7 +111,7 @@ def test_figures_are_those_of_scikit_learn_on_the_kept_scores(table, small):
 
 def test_a_trained_row_is_that_of_its_run(table):
     for row in [row for row in table[2] if row["system"] in TRAINED]:
-        metrics = json.loads((table[0] / f"runs/small/{row['system']}-{row['seed']}/metrics.json").read_text())
+        metrics = json.loads((run_of(table[0], row) / "metrics.json").read_text())
         assert all(row[part] == pytest.approx(metrics[part], abs=1e-4) for part in (*TASKS, "seen"))
         assert row["reliability"] == metrics["reliability"] and row["equal_prevalence"] == metrics["equal_prevalence"]
 
@@ -95,7 +120,7 @@ def test_resume_takes_what_is_there(table, no_processes):
     folder, arguments, rows = table
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "runs/small").rglob("scores.npz")}
     main([*arguments, "--out", f"{folder}/small", "--resume"])
-    assert json.loads((folder / "small.json").read_text()) == rows and len(stamps) == 2 * len(SYSTEMS)
+    assert json.loads((folder / "small.json").read_text()) == rows and len(stamps) == 3 + 3 * 6 + 2
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
@@ -117,7 +142,7 @@ def test_resume_takes_nothing_else(table, small, no_processes, tmp_path):
 
 def test_the_report_quotes_the_rows(table):
     text = (table[0] / "small.md").read_text()
-    for each in ([row for row in table[2] if row["system"] == name] for name in SYSTEMS):
+    for each in ([row for row in table[2] if row["system"] == name] for name in SOME):
         assert "| " + " | ".join(mean_sd([r["zsl"][f] for r in each]) for f in ("map", "p@3", "r@3")) in text
         assert each[0]["command"] in text
 
@@ -215,7 +240,7 @@ def test_ablations_change_what_they_say(table, tmp_path, monkeypatch, no_process
 
 def test_settings_are_those_of_config():
     words, settings = "words.npz", [changes for group in ablations.ABLATIONS.values() for changes in group.values()]
-    assert all(systems.system_config(name, {}, words, 0, "runs/x") for name in SYSTEMS)
+    assert all(systems.system_config(name, {}, words, 0, 3.0, "runs/x") for name in SYSTEMS)
     assert all(Config(**systems.with_words(changes, words)) for changes in settings)
     command = "--systems conse --seeds 2 --data 'my data' --word-vectors words.npz --out runs/again"
     assert systems.command("conse", {"data": "my data"}, words, 1) == f"python -m clipdec.comparison {command}"

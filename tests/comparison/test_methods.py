@@ -1,6 +1,5 @@
-"""Untouched CLIP in its forms, and CONSE, against computations of their own."""
+"""The training-free methods against computations of their own; the trained ones: test_methods_trained.py."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import open_clip
@@ -8,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipdec import encode_labels
-from clipdec.comparison.methods import raw_clip
-from clipdec.comparison.methods.conse import conse_scores
-from clipdec.metrics import average_precision, zsl_report
+from clipdec.comparison.methods import piaa, raw_clip, value_path
+from clipdec.comparison.methods.sparc import sparc_scores
+from clipdec.metrics import zsl_report
 from clipdec.towers import MINI
 from clipdec.training.scores import raw_clip_scores
 
@@ -67,16 +65,52 @@ def test_a_tower_without_a_projection_has_no_patches(tiny, settings, tmp_path, m
         raw_clip.patch_scores(tiny, settings(tmp_path))
 
 
-def test_conse_with_one_label_is_that_label(tiny, settings, tmp_path):
-    vectors, scores = encode_labels(tiny.labels.names), conse_scores(tiny, settings(tmp_path), top=1)
-    gram = vectors[: len(tiny.labels.seen)] @ vectors.T  # each row: what an image of one seen label scores
-    assert torch.cdist(scores, gram).min(1).values.max() < 1e-2
+@pytest.mark.parametrize("windows, boxes", [(0, []), (4, [(y, x) for y in (0, 56) for x in (0, 56)])])
+def test_windows_are_looked_at_one_by_one(tiny, settings, tmp_path, clip, windows, boxes):
+    """Highest share of a label over the looks, of the seen labels' sum (an unseen one is not in it) and of all's."""
+    config = settings(tmp_path, windows=windows)
+    asked = (f(tiny, config)[IMAGES] for f in (raw_clip.window_scores, raw_clip.softmax_scores))
+    text, scale, seen = clip.text(columns=range(1006)), clip.model.logit_scale.exp(), len(tiny.labels.seen)
+    for of_seen, of_all, pixels in zip(*asked, clip.pixels):
+        crops = [pixels[None, :, y : y + 72, x : x + 72] for y, x in boxes]
+        looks = [pixels[None], *(F.interpolate(c, 128, mode="bicubic", antialias=True) for c in crops)]
+        odds = [(scale * clip.model.encode_image(look, normalize=True)[0] @ text.T).exp() for look in looks]
+        close(of_seen, torch.stack([x / x[:seen].sum() for x in odds]).amax(0).log(), 0.02)  # kept in float16
+        close(of_all, torch.stack([x / x.sum() for x in odds]).amax(0).log(), 0.02)
 
 
-def test_conse_learns_and_takes_its_seed(tiny, settings, tmp_path):
-    seen, targets, config = tiny.labels.seen_index, tiny.train.targets, settings(tmp_path)
-    scores = conse_scores(replace(tiny, test=tiny.train), config)[:, seen]
-    ap, chance = (average_precision(s, targets[:, seen]).nanmean() for s in (scores, torch.rand(scores.shape)))
-    scores, again, other = (conse_scores(tiny, c) for c in (config, config, settings(tmp_path, seed=1)))
-    assert ap > 5 * chance and scores.abs().max() <= 1 + 1e-5
-    assert torch.equal(scores, again) and not torch.equal(scores, other)
+def test_the_value_path_is_attention_to_oneself(tiny, settings, tmp_path, clip):
+    """The last block with all places but one's own masked gives the patches of MaskCLIP and TagCLIP."""
+    visual, config = clip.model.visual, settings(tmp_path)
+    x = visual._embeds(clip.pixels)
+    for block in visual.transformer.resblocks[:-1]:
+        x = block(x)
+    alone = torch.full((x.shape[1],) * 2, float("-inf")).fill_diagonal_(0)
+    x = visual.ln_post(visual.transformer.resblocks[-1](x, attn_mask=alone))[:, 1:]  # without the class token
+    patches = F.normalize(x @ visual.proj, dim=-1)  # [2, 64, 128]
+    text = clip.text(columns=range(1006))
+    close(value_path.mask_clip_scores(tiny, config)[IMAGES], (patches @ text.T).amax(1))
+    named = (clip.model.logit_scale.exp() * patches @ text.T).softmax(-1).amax(1)
+    close(value_path.tag_clip_scores(tiny, config)[IMAGES].exp(), named)
+
+
+def test_sparc_standardises_images_then_labels(tiny, settings, tmp_path):
+    cosines, scores = (f(tiny, settings(tmp_path)) for f in (raw_clip.ensemble_scores, sparc_scores))
+    first = torch.stack([(row - row.mean()) / row.std() for row in cosines])
+    second = torch.stack([(column - column.mean()) / column.std() for column in first.T]).T
+    close(scores, second, 2e-3)
+
+
+def test_piaa_keeps_the_purest_and_fits_them():
+    label, value, x, text = torch.randint(5, (40,)), torch.rand(40), torch.randn(40, 6), torch.randn(6, 6)
+    of = [(label == c).nonzero().flatten().tolist() for c in range(5)]  # and no patch of a sixth label
+    kept = {i for each in of for i in sorted(each, key=lambda i: value[i])[:3]}
+    assert set(piaa.lowest(value, label, 3).tolist()) == kept
+    mean = torch.stack([*(sum(value[i] * x[i] for i in each) / value[each].sum() for each in of), text[5]])
+    covariance = sum(torch.outer(v, v) for v in x - mean[label]) / 39
+    precision = 6 * torch.linalg.inv(39 * covariance + covariance.trace() * torch.eye(6))
+    weight, bias = piaa.gaussian(x, label, value, text)
+    close(weight, mean @ precision)
+    close(bias, torch.stack([-m @ precision @ m / 2 for m in mean]))
+    above = torch.stack([value[each].mean() + value[each].std(correction=0) for each in of])
+    close(piaa.sure(value, label, 6)[:5], above)

@@ -2,34 +2,27 @@
 
 import torch
 import torch.nn.functional as F
-
-from clipdec.training.build import label_queries
-from clipdec.training.scores import clip_vectors
+from torch import nn
 
 
-def conse_scores(data, config, top=10, epochs=20, lr=1e-2):
-    """Cosine of each label's vector with the mean of those of an image's `top` seen labels, by probability, [M, L].
+class CONSE(nn.Module):
+    """s_c = cosine of w_c with the mean of the vectors of an image's 10 most probable seen labels, by probability.
 
-    Probabilities are those of a linear layer on CLIP's global vectors, a softmax over the seen labels trained with the
-    cross-entropy to an image's labels, which share its probability. Label vectors are the run's.
+    Probabilities are those of a linear layer on CLIP's global vector, a softmax over the labels in training; its loss
+    is the cross-entropy to an image's labels, which share its probability. The paper has a network for ImageNet there.
     """
-    seen, vectors = data.labels.seen_index, label_queries(config, data.labels.names)
-    targets = data.train.targets[:, seen].float()
-    rows = targets.any(1).nonzero().flatten()
-    scale = 10  # unit vectors in, logits that can tell a thousand labels apart out
-    images, targets = scale * clip_vectors(data, config, data.train)[rows], F.normalize(targets[rows], p=1)
-    torch.manual_seed(config.seed)
-    classifier = torch.nn.Linear(images.shape[1], len(seen))
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=epochs * -(-len(rows) // 256))
-    for _ in range(epochs):
-        for part in torch.randperm(len(rows)).split(256):
-            optimiser.zero_grad()
-            F.cross_entropy(classifier(images[part]), targets[part]).backward()
-            optimiser.step()
-            schedule.step()
-    with torch.no_grad():
-        found = classifier(scale * clip_vectors(data, config, data.test)).softmax(-1)  # [M, seen]
-    probabilities, best = found.topk(min(top, len(seen)))  # [M, top]
-    embedded = torch.einsum("mt,mtd->md", probabilities, vectors[seen][best])  # [M, D]
-    return F.normalize(embedded, dim=-1) @ vectors.T
+
+    SCALE = 10.0  # unit vectors in, logits that can tell a thousand labels apart out
+
+    def __init__(self, sizes, top=10):
+        super().__init__()
+        self.register_buffer("seen", sizes.seen)
+        self.classifier, self.top = nn.Linear(sizes.vector, len(sizes.seen)), min(top, len(sizes.seen))
+
+    def forward(self, tokens, vectors, labels):
+        probabilities, best = self.classifier(self.SCALE * vectors).softmax(-1).topk(self.top)  # [B, top]
+        embedded = torch.einsum("bt,btd->bd", probabilities, self.seen[best])
+        return F.normalize(embedded, dim=-1) @ labels.T
+
+    def loss(self, tokens, vectors, labels, targets):
+        return F.cross_entropy(self.classifier(self.SCALE * vectors), F.normalize(targets.float(), p=1))

@@ -14,12 +14,37 @@ ensemble_scores = partial(raw_clip_scores, prompts=PROMPTS)  # the mean of PROMP
 
 
 def softmax_scores(data, config):
-    """Untouched CLIP as it was trained: logarithms of a softmax of an image's cosines over all labels, [M, L].
+    """Untouched CLIP as it was trained: logarithms of a softmax of an image's cosines over all labels, [M, L]; with
+    windows, the highest of the whole image's and each window's.
 
-    The order within an image, and F1@K, stay. That of images, and mAP, does not: with no label ahead all get little.
+    Of one image the order within it, and F1@K, stay. That of images, and mAP, does not: with no label ahead all get
+    little.
     """
     scale = load_clip(config.text_tower).model.logit_scale.exp().detach().cpu()
-    return (scale * raw_clip_scores(data, config)).log_softmax(-1)
+    looks = look_cosines(data, config, (config.prompt,))
+    return torch.cat([(scale * part).log_softmax(-1).amax(1) for part in looks])
+
+
+def window_scores(data, config):
+    """Untouched CLIP that looks at the whole image and at each of the run's windows, [M, L]: logarithms of the highest
+    probability of a label, by a softmax of cosines over the seen labels. What else is asked does not change an answer.
+    """
+    scale, seen = load_clip(config.text_tower).model.logit_scale.exp().detach().cpu(), data.labels.seen_index
+    evidence = lambda logits: (logits - logits[..., seen].logsumexp(-1, keepdim=True)).amax(1)
+    return torch.cat([evidence(scale * part) for part in look_cosines(data, config, (config.prompt,))])
+
+
+def look_cosines(data, config, prompts):
+    """Cosines of what `looks` gives for test with each label's text vector, [64, 1 + n, L] at a time."""
+    text = clip_text(data.labels, config, prompts)
+    return (part @ text.T for part in looks(data.test, data, config))
+
+
+def looks(split, data, config):
+    """Global vectors, of length 1, of the whole image and of the run's n windows, [64, 1 + n, D] at a time."""
+    tokens, vectors = encode_split(ImageTower(config.text_tower, windows=config.windows), split, data, config)
+    parts = tokens.split(64) if config.windows else (part[:, None] for part in vectors.split(64))
+    return (F.normalize(part.float(), dim=-1) for part in parts)
 
 
 def patch_scores(data, config):
