@@ -31,8 +31,6 @@ WORDS = {"label_embeddings": "WORDS"}  # `with_words` puts the file of word vect
 PAPER = {"head": "ml_decoder"}
 TRAINED = {  # heads that `fit` trains, and what each sets otherwise than the run's Config
     "ml_decoder": PAPER | {"alpha": 0.0} | WORDS | BUDGETS[""],
-    "ml_decoder_5": PAPER | {"alpha": 0.0} | WORDS | BUDGETS["_5"],
-    "ml_decoder_windows": PAPER | {"alpha": 0.0} | WORDS | BUDGETS["_windows"],
     "clip_decoder_author": PAPER | {"hold_out": 0.0, "patience": 0, "as_author": "all"} | BUDGETS[""],
     "clip_decoder": PAPER | BUDGETS[""],
     "clip_decoder_5": PAPER | BUDGETS["_5"],
@@ -46,10 +44,9 @@ CHANGES["conse"] |= WORDS
 SYSTEMS = list(CHANGES)
 TUNED = METHODS.keys() | TRAINED.keys() - {"clip_decoder_author"}  # which choose their learning rate by the protocol
 PAIRS = [(f"best{end}", name) for end in BUDGETS for name in SYSTEMS if budget(name) == end and name != f"best{end}"]
-PAIRS += [(f"clip_decoder{end}", f"ml_decoder{end}") for end in BUDGETS]
-PAIRS += [("clip_decoder", "clip_decoder_author")]
+PAIRS += [("clip_decoder", "ml_decoder"), ("clip_decoder", "clip_decoder_author")]
 KEPT = "zsl gzsl seen zsl_without_twins equal_prevalence protocol gzsl_calibrated seen_offset reliability".split()
-KEPT += "clip_weight best_epoch seconds val_map weights training_seconds scoring_seconds".split()
+KEPT += "clip_weight best_epoch val_map val_maps seconds weights training_seconds scoring_seconds".split()
 
 
 def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=False, settings_file=None):
@@ -132,18 +129,13 @@ def run_system(name, config, resume=False):
     """One system with one seed: (its row of results, {task: mAP of every bootstrap sample, [R]}).
 
     Its out_dir holds scores.npz, the scores [M, L] of test and what they were made of; metrics.json, their figures and
-    costs; log.txt, what was printed; of a trained head its run. With `resume` kept scores are taken; ValueError if they
-    were made of something else.
+    costs; log.txt, what was printed; of a trained head its run. With `resume` scores that were made of the same are
+    taken as they are.
     """
     data, path = load_data(config.data), config.path("out_dir")
     made_of = ingredients(name, data, config)
-    metrics = read_settings(path / "metrics.json") if resume and (path / "metrics.json").is_file() else {}
-    if "scoring_seconds" in metrics:  # written last
-        scores, before = read_scores(path, "test")
-        if others := changed(before, made_of):
-            found = f"{path / 'scores.npz'} was made with another {others}"
-            raise ValueError(f"{found}: compare without --resume, or with another --out")
-    else:
+    metrics, scores = kept(path, made_of) if resume else (None, None)
+    if metrics is None:
         check_out_dir(path)
         path.mkdir(parents=True, exist_ok=True)
         with open(path / "log.txt", "w", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
@@ -153,6 +145,18 @@ def run_system(name, config, resume=False):
     precisions = 100 * resampled_ap(scores, test.targets, bootstrap_weights(len(test)), test.known)  # [L, R]
     unseen = precisions[data.labels.unseen_index]
     return _row(name, config, metrics, scores, data), {"zsl": unseen.nanmean(0), "gzsl": precisions.nanmean(0)}
+
+
+def kept(path, made_of):
+    """(metrics, scores [M, L] of test) of a run that ended and was made of the same, or (None, None)."""
+    metrics = read_settings(path / "metrics.json") if (path / "metrics.json").is_file() else {}
+    if "scoring_seconds" not in metrics:  # written last
+        return None, None
+    scores, before = read_scores(path, "test")
+    if others := changed(before, made_of):
+        print(f"{path.name} runs again: it was made with another {others}", flush=True)
+        return None, None
+    return metrics, scores
 
 
 def _row(name, config, metrics, scores, data):
@@ -196,7 +200,8 @@ def fitted(name, data, config):
     model, history, began = load_run(path)[1].to(config.device), read_history(path), time.time()
     scores = split_scores(model, data.test, data, config)
     costs = {"weights": count_weights(model), "training_seconds": sum(row["seconds"] for row in history)}
-    return scores, costs | {"scoring_seconds": time.time() - began, "val_map": history[best - 1]["val_map"]}
+    maps = [row["val_map"] for row in history]
+    return scores, costs | {"scoring_seconds": time.time() - began, "val_map": maps[best - 1], "val_maps": maps}
 
 
 def _keep(path, name, config, made_of, scores, costs, data):

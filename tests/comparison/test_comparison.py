@@ -1,6 +1,7 @@
 """The table of methods: real short runs, figures recomputed by scikit-learn, and no say for the test labels."""
 
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -124,20 +125,28 @@ def test_resume_takes_what_is_there(table, no_processes):
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-def test_resume_takes_nothing_else(table, small, no_processes, tmp_path):
-    """Scores of another number of epochs, and of other data under the same name, are not taken, nor changed."""
+def test_resume_runs_again_what_was_made_of_something_else(
+    table, small, no_processes, tmp_path, monkeypatch, capsys
+):
+    """Of another number of epochs, and of other data under the same name: those runs alone, and it is said."""
     folder, arguments, _ = table
-    runs = folder / "runs/small"
+    runs, out = shutil.copytree(folder / "runs", tmp_path / "runs"), str(tmp_path / "small")
+    monkeypatch.setattr(command_line, "RUNS", runs)
     before = files(runs)
-    with pytest.raises(SystemExit, match=r"scores.npz was made with another epochs 1 \(now 2\): .* another --out"):
-        main([*arguments, "--epochs", "2", "--systems", "best", "--out", f"{folder}/small", "--resume"])
-    other = shutil.copytree(small.folder, tmp_path / "small", ignore=lambda *_: ["tokens"])
+    other = shutil.copytree(small.folder, tmp_path / "data", ignore=lambda *_: ["tokens"])
     changed = json.loads((other / "test" / "state.json").read_text()) | {"_fingerprint": "of other images"}
     (other / "test" / "state.json").write_text(json.dumps(changed))
-    options = "--data", str(other), "--systems", "raw_clip", "--seeds", "1", "--out", f"{folder}/small", "--resume"
-    with pytest.raises(SystemExit, match=f"another data '{small.fingerprint}' .now '{load_data(other).fingerprint}'"):
-        main([*arguments, *options])
-    assert files(runs) == before
+    cases = [
+        (["--epochs", "2", "--systems", "conse"], r"conse-0 runs again: .* another epochs 1 \(now 2\)", "conse-"),
+        (["--data", str(other), "--systems", "raw_clip"], f"another data '{small.fingerprint}' .now ", "raw_clip-"),
+    ]
+    for options, said, names in cases:
+        main([*arguments, *options, "--seeds", "1", "--out", out, "--resume"])
+        assert re.search(said, capsys.readouterr().out)
+        after = files(runs)
+        written = [path for path in after if after[path] != before.get(path)]
+        assert written and all(path.startswith(f"small/{names}") for path in written)
+        before = after
 
 
 def test_the_report_quotes_the_rows(table):

@@ -208,14 +208,14 @@ def test_a_method_learns_and_takes_its_seed(name):
     ap = lambda scores: average_precision(scores, scenes.targets).mean().item()
     assert torch.equal(scores, again) and not torch.equal(scores, other)
     assert ap(scores) > ap(before) + 0.3 * (1 - ap(before))
-    assert 100 * ap(scores) == pytest.approx(max(row["val_map"] for row in found["history"]))
+    assert 100 * ap(scores) == pytest.approx(max(found["val_maps"]))
 
 
 def test_the_protocol_chooses_by_val_and_takes_its_seed(tiny, settings, tmp_path):
     config = settings(tmp_path, epochs=6, patience=2, lr=3e-3, label_samples=0, hold_out=0.1)
     (scores, found), (again, _) = (trained_scores(METHODS["sdl"], tiny, config) for _ in range(2))
     assert torch.equal(scores, again) and scores.shape == (60, 1006) and found["weights"] == 7 * 128 * 192
-    values = [row["val_map"] for row in found["history"]]
+    values = found["val_maps"]
     assert found["val_map"] == max(values) and values.index(max(values)) == found["best_epoch"] - 1
     assert len(values) == min(6, found["best_epoch"] + 2)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
