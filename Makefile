@@ -3,11 +3,12 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
-COMPARE := $(BIN)/python -m clipdec.comparison --jobs 2
+COMPARE := $(BIN)/python -m clipdec.comparison --jobs 2 --resume
+SHORT := --config results/settings/short.json
 RUN ?= runs/emoji
 UPLOADS := '{"websocket_max_message_size": 104857600}'  # bytes; by default photos of more than 10 MB are lost
 BROWSER := tests/notebook/test_browser.py
-GROUPS := "alpha / beta" head prompt "label vectors" "decoder width" "seen labels in training"
+GROUPS := "tower passes" "alpha / beta" head prompt "label vectors" "decoder width" "seen labels in training"
 POINTS := "author's points" "author's points, augmented"
 WITHOUT := raw_clip raw_clip_softmax ml_decoder clip_decoder best
 SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
@@ -37,7 +38,7 @@ results: $(VENV)/.installed-test data
 	$(BIN)/python -m data_prep.word_vectors --out data/emoji/word_vectors.npz
 	$(BIN)/python -m data_prep.emoji_scenes --objects 1 --out data/emoji_single
 	$(COMPARE) --data data/emoji_single --systems $(SINGLE) --seeds 3 --out results/emoji_single
-	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --ablations --groups $(GROUPS) --epochs 2 --seeds 3 --out results/emoji
+	$(COMPARE) --word-vectors data/emoji/word_vectors.npz $(SHORT) --ablations --groups $(GROUPS) --seeds 3 --out results/emoji
 	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --out results/emoji
 	$(BIN)/papermill notebooks/06_ablations.ipynb results/06_ablations.ipynb
 	$(BIN)/python -m pytest -q tests/comparison/test_results.py
@@ -46,7 +47,7 @@ results: $(VENV)/.installed-test data
 results-author: $(VENV)/.installed-test data
 	$(BIN)/python -m data_prep.word_vectors --out data/emoji/word_vectors.npz
 	$(BIN)/python -m data_prep.emoji_scenes --shown 0.25 --out data/emoji_shown
-	$(COMPARE) --data data/emoji_shown --ablations --groups $(POINTS) --epochs 2 --seeds 3 --out results/emoji_shown
+	$(COMPARE) $(SHORT) --data data/emoji_shown --ablations --groups $(POINTS) --seeds 3 --out results/emoji_shown
 	$(BIN)/python -m data_prep.mini_clip --without-unseen --out runs/mini_clip_without
 	$(COMPARE) --config results/settings/without_unseen.json --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_without_unseen
 

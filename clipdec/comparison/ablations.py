@@ -6,6 +6,7 @@ from clipdec.comparison import systems
 from clipdec.comparison.statistics import difference
 from clipdec.comparison.systems import PAPER, WORDS
 from clipdec.data import load_data
+from clipdec.towers import windows_of
 from clipdec.training.author import followed
 from clipdec.training.config import AS_AUTHOR, Config
 from clipdec.training.run_folder import read_history
@@ -15,7 +16,10 @@ AUGMENTED = PAPER | {"augment": True}  # as the author's code trains
 SENTENCE = "one more sentence about {} here"
 BALANCES = {"1/56": 1 / 56, "1/5": 0.2, "5": 5.0, "56": 56.0}  # 56: the batch that makes 1/56 of the author's alpha 1
 POINTS = [point for point in AS_AUTHOR if point != "cutout_first"]  # which needs augmented images
+PASSES = {1 + len(windows_of(windows)): {"windows": windows} for windows in (25, 4, 0)}  # of the tower an image
+LOOKS = {"": {}, ", alpha 0": {"alpha": 0.0}, ", paper's head": PAPER}
 ABLATIONS = {  # group: {setting: what it sets otherwise than the run's Config}
+    "tower passes": {f"{n}{name}": look | changes for name, changes in LOOKS.items() for n, look in PASSES.items()},
     "head": {"residual": {}, "matching": {"head": "matching"}, "linear": {"head": "linear"}, "ml_decoder": PAPER},
     "prompt": {"a photo of {}": {}, "{}": {"prompt": "{}"}, SENTENCE: {"prompt": SENTENCE}},
     "label vectors": {"CLIP": {}, "word vectors": WORDS},
@@ -35,13 +39,14 @@ def ablate(base, word_vectors, seeds, folder, jobs=1, resume=False, groups=None)
     Returns: {"base", "rows", "differences" to the first of a group, and what `machine` says}. A row's "val" is what its
     epoch was chosen by: mAP on val of the labels in training and of those held out.
     """
-    systems.encode_all(Config(**base))
     chosen = {(group, name): changes for group in groups or ABLATIONS for name, changes in ABLATIONS[group].items()}
     listed, data = {}, load_data(Config(**base).data)
     for key, changes in chosen.items():
         changes = systems.with_words(changes, word_vectors)
         if _can_train(key, Config(**base | changes), data):
             listed[key] = changes
+    for windows in dict.fromkeys(changes.get("windows") for changes in listed.values()):
+        systems.encode_all(Config(**base | {"windows": windows}))
     configs = {key: [_config(base, changes, seed, folder) for seed in range(seeds)] for key, changes in listed.items()}
     once = {config.out_dir: ("best", config) for each in configs.values() for config in each}
     done = dict(zip(once, systems.run_all(once.values(), jobs, resume)))
