@@ -57,7 +57,7 @@ def _arguments(arguments):
     add("--groups", nargs="+", choices=ABLATIONS, metavar="GROUP", help=f"ablations, of {named}")
     add("--out", default="results/emoji", help="writes OUT.json, OUT_summary.json and OUT.md (default results/emoji)")
     add("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
-    add("--resume", action="store_true", help="keep runs of the same that are there, in runs/comparison, and run the rest")
+    add("--resume", action="store_true", help="keep the runs of the same in runs/comparison, and run the rest")
     args = parser.parse_args(arguments)
     if args.seeds < 1 or args.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, got {args.seeds} and {args.jobs}")

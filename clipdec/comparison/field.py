@@ -61,6 +61,11 @@ PUBLISHED = {
     "conse": (9.4, 2.1), "attention_per_label": (10.4, 3.7), "fast0tag": (15.1, 3.7), "lesa": (18.6, 5.2),
     "biam": (26.4, 9.6), "ml_decoder": (31.1, 19.9), "mkt": (37.6, 18.3),
 }  # fmt: skip
+OWN_TOWER = {  # of the code or paper that a method is from
+    "tag_clip": "CLIP ViT-B/16", "piaa": "SC-CLIP ViT-B/16", "sdl": "TResNet-M", "lesa": "VGG19", "biam": "VGG19", "mkt": "CLIP ViT-B/16", "dualcoop": "CLIP RN50",
+    "recover_and_match": "CLIP ViT-B/16, adapters", "ml_decoder": "TResNet", "clip_decoder_author": "TResNet-M",
+    "clip_decoder": "TResNet-M",
+}  # fmt: skip
 
 
 def stem(name):

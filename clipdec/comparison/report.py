@@ -27,6 +27,8 @@ ONCE |= {"label_em", "fast0tag", "raw_clip_5", "raw_clip_windows", "clip_decoder
 NAMES |= {f"{k}{end}": f"{v}, {n}" for k, v in NAMES.items() if k not in ONCE for end, n in PASSES.items()}
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
 TASKS = "zsl", "gzsl"
+BENCH = {"ZSL mAP": ("zsl", "map"), "GZSL mAP": ("gzsl", "map"), "seen mAP": ("seen", "map")}
+BENCH |= {"ZSL F1@3": ("zsl", "f1@3"), "GZSL F1@3": ("gzsl", "f1@3")}
 EQUAL = """\
 AP is lower for a rarer label at one quality of ranking. In the columns *equal* the images without a label are weighed \
 so that every label is in the same share of them, that of the unseen labels on average: only there do seen and unseen \
@@ -39,11 +41,14 @@ the one between probability and share, in points, over the pairs of image and la
 INTERVAL = """\
 Paired by seed and image. The interval is the 95 % one of the mean if seeds (Student's t) and test images (bootstrap, \
 500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is called a difference."""
-COSTS = """\
+ABOUT = """\
 Training-free: from CLIP alone, PIAA from unlabelled training images too. Transductive: from all test images at once. \
-Trained on seen labels: all by one protocol (`clipdec/comparison/protocol.py`), the author's code but for its own. \
-Tower passes are those of an image; their seconds are left out where what they give is kept. NUS-WIDE: mAP as \
-published, where its source could be read, with other towers and images."""
+Trained on seen labels: all by one protocol (`clipdec/comparison/protocol.py`), the author's code but for its own. The \
+highest mean of a column is in bold."""
+COSTS = """\
+Every system has our image tower in place of its own, which is named, so a row says what its head is worth, not what \
+its paper reports. Tower passes are those of an image; their seconds are left out where what they give is kept. \
+NUS-WIDE: mAP as published, where its source could be read."""
 
 
 def table(head, rows):
@@ -83,15 +88,29 @@ def system_table(rows, task):
     return table(["", *FIGURES.values()], [[NAMES[name], *cells(each)] for name, each in by(rows, "system")])
 
 
+def bench_table(rows):
+    """Systems side by side, the highest mean of each column in bold."""
+    systems = by(rows, "system")
+    lines = [[NAMES[name], each[0]["block"]] for name, each in systems]
+    for task, figure in BENCH.values():
+        found = [[row[task].get(figure) for row in each] for _, each in systems]
+        means = [-1 if None in values else fmean(values) for values in found]
+        for line, values, mean in zip(lines, found, means):
+            mark = "**" if mean == max(means) >= 0 else ""
+            line.append(f"{mark}{mean_sd(values)}{mark}")
+    return table(["", "learned from", *BENCH], lines)
+
+
 def cost_table(rows):
-    """What every system learned from, what it takes, and the mAP that its authors or tables report on NUS-WIDE."""
-    head = ["", "learned from", "tower passes", "weights", "training, s", "scoring, s", "NUS-WIDE ZSL", "GZSL"]
+    """A system's tower elsewhere, what it takes here, and the mAP that its authors or tables report on NUS-WIDE."""
+    head = ["", "its own tower", "tower passes", "weights", "training, s", "scoring, s", "NUS-WIDE ZSL", "GZSL"]
     lines = []
     for name, each in by(rows, "system"):
         first = each[0]
         seconds = [mean_sd([row[f"{what}_seconds"] for row in each]) for what in ("training", "scoring")]
         published = [dashed(first.get("published", {}).get(task), ".1f") for task in TASKS]
-        lines.append([NAMES[name], first["block"], str(first["passes"]), f"{first['weights']:,}", *seconds, *published])
+        takes = str(first["passes"]), f"{first['weights']:,}"
+        lines.append([NAMES[name], first.get("own_tower", ""), *takes, *seconds, *published])
     return table(head, lines)
 
 
@@ -180,8 +199,11 @@ choose nothing{but}."""
         about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
     if author:
         about += f"\n\nThe row of the author's code follows {points(author[0])}."
+    title = lambda passes: f"## {passes} tower pass{'es' * (passes > 1)} an image"
+    benches = [part for n, each in sorted(by(rows, "passes")) for part in (title(n), bench_table(each))]
     return [
-        about, "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
+        about, ABOUT, *benches,
+        "## ZSL: unseen labels ranked", system_table(rows, "zsl"),
         "## GZSL: seen and unseen labels in one list", system_table(rows, "gzsl"),
         "## What each takes", COSTS, cost_table(rows),
         "## Differences of mAP", INTERVAL, difference_table(summary["differences"]),

@@ -162,6 +162,8 @@ def kept(path, made_of):
 def _row(name, config, metrics, scores, data):
     row = {"system": name, "seed": config.seed, "block": block(name), "lr": config.lr}
     row |= {"passes": 1 + len(windows_of(config.windows))} | {key: metrics[key] for key in KEPT if key in metrics}
+    if field.stem(name) in field.OWN_TOWER:
+        row["own_tower"] = field.OWN_TOWER[field.stem(name)]
     if name in field.PUBLISHED:
         row["published"] = dict(zip(("zsl", "gzsl"), field.PUBLISHED[name]))
     if config.as_author:
