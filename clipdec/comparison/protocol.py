@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from clipdec.metrics import average_precision
-from clipdec.trainer import OPTIMISERS, sample_labels
+from clipdec.trainer import OPTIMISERS, moving_average, sample_labels
 from clipdec.training.build import image_tower, label_queries
 from clipdec.training.scores import held_labels
 from clipdec.training.tokens import encode_split
@@ -94,7 +94,7 @@ def learn(model, images, rows, targets, labels, judge, config):
     optimiser = OPTIMISERS[config.optimiser](_groups(model, config.weight_decay), lr=config.lr)
     total = config.epochs * steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=0.2 + 1e-9)
-    average, history = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)), []
+    average, history = AveragedModel(model, multi_avg_fn=moving_average(config.ema_decay)), []
     for epoch in range(1, config.epochs + 1):
         model.train()
         for part in rows[torch.randperm(len(rows))].tensor_split(steps):

@@ -14,6 +14,7 @@ from clipdec.comparison.methods.attention_per_label import AttentionPerLabel
 from clipdec.comparison.methods.biam import BiAM
 from clipdec.comparison.methods.conse import CONSE
 from clipdec.comparison.methods.dualcoop import DualCoOp
+from clipdec.comparison.methods.label_em import LabelEM
 from clipdec.comparison.methods.lesa import LESA
 from clipdec.comparison.methods.mkt import MKT
 from clipdec.comparison.methods.per_patch import PerPatch
@@ -209,6 +210,24 @@ def test_a_method_learns_and_takes_its_seed(name):
     assert torch.equal(scores, again) and not torch.equal(scores, other)
     assert ap(scores) > ap(before) + 0.3 * (1 - ap(before))
     assert 100 * ap(scores) == pytest.approx(max(found["val_maps"]))
+
+
+def test_what_is_judged_is_the_average_of_the_heads():
+    """Its decay rises, so that a run of a few steps is not judged by what it started from."""
+    labels, after, judged = encode_labels(NAMES), [], []
+    model, scenes = LabelEM(sizes(labels)), Scenes(labels, torch.eye(128), 8)
+
+    def judge(average):
+        after.append(next(model.parameters()).detach().clone())
+        judged.append(next(average.parameters()).detach().clone())
+        return {"val_map": len(judged)}
+
+    config = Config(epochs=4, batch_size=8, lr=0.1, label_samples=0, ema_decay=0.9, device="cpu")  # a step an epoch
+    learn(model, scenes, torch.arange(8), scenes.targets, labels, judge, config)
+    expected = after[0]
+    for decay, weights, found in zip((2 / 11, 3 / 12, 4 / 13), after[1:], judged[1:]):
+        expected = decay * expected + (1 - decay) * weights
+        close(found, expected)
 
 
 def test_the_protocol_chooses_by_val_and_takes_its_seed(tiny, settings, tmp_path):
