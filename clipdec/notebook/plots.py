@@ -157,22 +157,24 @@ def map_by_passes(points, named):
     points: {system: {"passes", "block", "zsl", "gzsl"}}; named: {task: {system: text beside it}}, with the looks NAMED.
     """
     figure, axes = _subplots(2, 1, figsize=(8.4, 7), sharex=True)
+    shift = dict(zip(BLOCKS, (0.86, 1, 1.16)))
+    budgets = sorted({point["passes"] for point in points.values()})
     for axis, task in zip(axes, TASKS):
-        for (block, marker), shift in zip(BLOCKS.items(), (0.86, 1, 1.16)):
+        for block, marker in BLOCKS.items():
             those = [point for point in points.values() if point["block"] == block]
-            x, y = [point["passes"] * shift for point in those], [point[task] for point in those]
+            x, y = [point["passes"] * shift[block] for point in those], [point[task] for point in those]
             axis.plot(x, y, marker, mfc="none", mec="#666666", ms=5, label=block)
-        for passes in sorted({point["passes"] for point in points.values()}):
+        for passes in budgets:
             here = [name for name in named[task] if points[name]["passes"] == passes]
             heights = _apart([points[name][task] for name in here], 4)
             for (colour, marker, _), name, height in zip(NAMED, here, heights):
-                x, y = passes * (0.86, 1, 1.16)[list(BLOCKS).index(points[name]["block"])], points[name][task]
-                axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=9)
+                x, y = passes * shift[points[name]["block"]], points[name][task]
+                axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=8)
                 axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=7, va="center", color=colour)
         axis.set(xscale="log", ylabel=f"{task.upper()} mAP, %")
+        axis.margins(y=0.1)
         axis.grid(axis="y", alpha=0.3)
-    ticks = sorted({point["passes"] for point in points.values()})
-    axes[1].set(xticks=ticks, xticklabels=ticks, xlabel="tower passes an image", xlim=(0.8, 3 * max(ticks)))
+    axes[1].set(xticks=budgets, xticklabels=budgets, xlabel="tower passes an image", xlim=(0.8, 5 * max(budgets)))
     axes[1].minorticks_off()
     axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     return figure
@@ -203,11 +205,11 @@ def forest(differences, sure):
 
 
 def steps(ladders):
-    """What each step adds to mAP. ladders: {title: {step: {"zsl", "gzsl"}}}; a bar goes from the value before, 0 at
-    first, to its own.
+    """What each step adds to mAP. ladders: {title: {step: {"zsl", "gzsl"}}}, of which the longest has all kinds of
+    steps; a bar goes from the value before, 0 at first, to its own.
     """
     names = [f"{title}: {step}" for title, values in ladders.items() for step in values]
-    kinds = list(dict.fromkeys(step for values in ladders.values() for step in values))
+    kinds = list(max(ladders.values(), key=len))
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.28 * len(names)), sharey=True)
     looks = [("#BBBBBB", ""), (SEEN, "//"), ("#009E73", ".."), ("#D55E00", "")]
     for axis, task in zip(axes, TASKS):
@@ -217,7 +219,7 @@ def steps(ladders):
             for step, value in ((step, found[task]) for step, found in values.items()):
                 colour, hatch = looks[kinds.index(step) % len(looks)]
                 axis.barh(row, value - before, left=before, color=colour, hatch=hatch, edgecolor="white")
-                text = f"{value - before:+.1f}, {value:.1f}" if before else f"{value:.1f}"
+                text = f"{value - before:+.1f} → {value:.1f}" if before else f"{value:.1f}"
                 axis.text(max(before, value) + 1, row, text, va="center", fontsize=7)
                 before, row = value, row + 1
         axis.set(xlim=(0, 105), xlabel=f"{task.upper()} mAP, %")
