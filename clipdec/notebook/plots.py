@@ -193,9 +193,9 @@ def forest(differences, sure):
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.22 * len(differences)), sharey=True)
     for axis, task in zip(axes, TASKS):
         for row, found in enumerate(each[task] for each in differences.values()):
-            low, high = np.array(found["interval"], dtype=float)  # nan with one seed
+            mean, low, high = np.array([found["mean"], *found["interval"]], dtype=float)  # no interval with one seed
             axis.plot([low, high], [row, row], color="black", linewidth=1)
-            axis.plot(found["mean"], row, "o", mec="black", mfc="black" if sure(found) else "white", ms=5)
+            axis.plot(mean, row, "o", mec="black", mfc="black" if sure(found) else "white", ms=5)
         axis.axvline(0, color="black", linestyle=":", linewidth=1)
         axis.set(xlabel=f"{task.upper()} mAP, points")
         axis.grid(axis="x", alpha=0.3)
