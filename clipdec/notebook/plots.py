@@ -129,7 +129,7 @@ def metric_bars(results, key="map"):
     figure, axis = _subplots(figsize=(6, 2.8))
     for i, (name, figures) in enumerate(results.items()):
         x = np.arange(2) + 0.8 * (i - (len(results) - 1) / 2) / len(results)
-        values = np.array([figures.get(task, {}).get(key) for task in ("zsl", "gzsl")], dtype=float)
+        values = np.array([figures.get(task, {}).get(key) for task in TASKS], dtype=float)
         bars = axis.bar(x, values, 0.75 / len(results), label=name, color=COLOURS[i % len(COLOURS)])
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     axis.set(xticks=range(2), xticklabels=["ZSL", "GZSL"], ylabel="mAP, %" if key == "map" else f"{key.upper()}, %")
@@ -140,7 +140,7 @@ def metric_bars(results, key="map"):
 def seed_points(results):
     """mAP of settings: a dot for a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}."""
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.3 * len(results)), sharey=True)
-    for axis, task, colour in zip(axes, ("zsl", "gzsl"), (UNSEEN, SEEN)):
+    for axis, task, colour in zip(axes, TASKS, (UNSEEN, SEEN)):
         for row, values in enumerate(np.array(result[task], dtype=float) for result in results.values()):
             axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, ms=5, mec="black", mew=0.4)
             axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black")
