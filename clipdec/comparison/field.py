@@ -62,9 +62,9 @@ PUBLISHED = {
     "biam": (26.4, 9.6), "ml_decoder": (31.1, 19.9), "mkt": (37.6, 18.3),
 }  # fmt: skip
 OWN_TOWER = {  # of the code or paper that a method is from
-    "tag_clip": "CLIP ViT-B/16", "piaa": "SC-CLIP ViT-B/16", "sdl": "TResNet-M", "lesa": "VGG19", "biam": "VGG19", "mkt": "CLIP ViT-B/16", "dualcoop": "CLIP RN50",
-    "recover_and_match": "CLIP ViT-B/16, adapters", "ml_decoder": "TResNet", "clip_decoder_author": "TResNet-M",
-    "clip_decoder": "TResNet-M",
+    "tag_clip": "CLIP ViT-B/16", "piaa": "SC-CLIP ViT-B/16", "sdl": "TResNet-M", "lesa": "VGG19", "biam": "VGG19",
+    "mkt": "CLIP ViT-B/16", "dualcoop": "CLIP RN50", "recover_and_match": "CLIP ViT-B/16, adapters",
+    "ml_decoder": "TResNet", "clip_decoder_author": "TResNet-M", "clip_decoder": "TResNet-M",
 }  # fmt: skip
 
 

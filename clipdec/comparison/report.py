@@ -23,7 +23,7 @@ NAMES = {
 }  # fmt: skip
 PASSES = {"_5": "5 passes", "_windows": "26 passes"}  # of the tower an image, by the end of a system's name
 ONCE = {"raw_clip", "raw_clip_ensemble", "raw_clip_patch", "mask_clip", "tag_clip", "conse"}
-ONCE |= {"label_em", "fast0tag", "raw_clip_5", "raw_clip_windows", "clip_decoder_author"}
+ONCE |= {"label_em", "fast0tag", "raw_clip_5", "raw_clip_windows", "ml_decoder", "clip_decoder_author"}
 NAMES |= {f"{k}{end}": f"{v}, {n}" for k, v in NAMES.items() if k not in ONCE for end, n in PASSES.items()}
 FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
 TASKS = "zsl", "gzsl"
