@@ -2,6 +2,7 @@
 
 import math
 from functools import cache, partial
+from threading import RLock
 
 import ipywidgets as w
 import torch
@@ -111,6 +112,7 @@ class Panel(Controls):
         logits = predictor.calibration.log_odds(torch.as_tensor(logits))
         self.evaluated, self.best_three = cache(partial(Part, labels, logits, split.targets)), cache(best_three)
         self.photo, self.photo_note, self.question, self.answer = None, "", None, None
+        self.one_at_a_time = RLock()  # steps set controls, and so start others
         self.pinned = None  # number of a test image, and a label that is shown for it wherever it ranks
         self._on([self.source, self.scene, self.asked], self._refresh)
         self._on([self.keep], self._show_worst, self._show_scores)
@@ -122,12 +124,16 @@ class Panel(Controls):
         self._on([self.ranking], self._refresh, self._show_worst)(None)  # now as well: this shows all there is
 
     def _on(self, controls, *steps):
-        """Run steps when a control changes, and show an error as text: a callback has no other place for it."""
+        """Run steps when a control changes, and show an error as text: a callback has no other place for it.
+
+        One control after the other: a kernel may take the messages of some controls in another thread than the others'.
+        """
 
         def run(change):
             try:
-                for step in steps:
-                    step()
+                with self.one_at_a_time:
+                    for step in steps:
+                        step()
             except Exception as error:
                 self.message.value = render.message(str(error), wrong=True)
 
@@ -152,8 +158,9 @@ class Panel(Controls):
             self.photo = open_image(bytes(file["content"]), file["name"], PHOTO)
             self.photo_note = f"{file['name']}, {self.photo.width} × {self.photo.height} px"
             if self.source.value == "photo":
-                self._refresh()
-            self.source.value = "photo"
+                self._refresh()  # another image may be chosen meanwhile
+            else:
+                self.source.value = "photo"
 
     def _refresh(self):
         """All that depends on the image and on the labels asked about."""

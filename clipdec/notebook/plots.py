@@ -10,6 +10,8 @@ import numpy as np
 from IPython.display import display
 from matplotlib.ticker import MaxNLocator
 
+from clipdec.towers import UNIT
+
 SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
 COLOURS = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
 TASKS = "zsl", "gzsl"
@@ -102,6 +104,19 @@ def attention_overlay(image, maps, names):
     dark = {"cmap": "gray", "extent": (0, image.width, image.height, 0), "interpolation": "bilinear"}
     for axis, values in zip(axes[0, 1:], np.asarray(maps)):
         axis.imshow(np.zeros_like(values), alpha=0.85 * (1 - values / values.max()), **dark)
+    return figure
+
+
+def windows_on(image, looks):
+    """The image once for each title of `looks`, {title: windows as `windows_of` gives them}, with these outlined."""
+    figure, axes = _subplots(1, len(looks), figsize=(2.4 * len(looks), 2.6), squeeze=False, subplot_kw=BARE)
+    for axis, (title, windows) in zip(axes.flat, looks.items()):
+        axis.imshow(image, extent=(0, UNIT, UNIT, 0))
+        axis.set_title(title, fontsize=8)
+        for i, (top, left, size) in enumerate(windows):
+            inset = 0.5 + i % 5  # or the edges of some would lie on those of others
+            look = {"fill": False, "edgecolor": COLOURS[i % len(COLOURS)], "linewidth": 1.2}
+            axis.add_patch(plt.Rectangle((left + inset, top + inset), size - 2 * inset, size - 2 * inset, **look))
     return figure
 
 

@@ -7,6 +7,7 @@ has trained the default run; if there is none, it is trained first (conftest.py)
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -106,8 +107,8 @@ def lab(playwright, tmp_path_factory):
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        page.locator(".widget-slider").first.wait_for(state="attached")
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+        last = page.locator(".jp-CodeCell .jp-InputPrompt").last  # its number comes when it has run
+        expect(last).to_have_text(re.compile(r"\[\d+\]"), timeout=GUARD)
         page.notebook = root / "05_evaluate.ipynb"
         yield page
 
@@ -134,13 +135,13 @@ class Hand:
         self.enter("labels", labels)
         expect(self.buttons).to_have_count(buttons)
 
+    def handle(self, name):
+        return self.panel.locator(".widget-slider", has_text=name).get_by_role("slider")
+
     def slide(self, name, key, times=10):
-        """The handle of a slider after so many presses of a key."""
-        handle = self.panel.locator(".widget-slider", has_text=name).get_by_role("slider")
-        handle.focus()
+        self.handle(name).focus()
         for _ in range(times):
-            handle.press(key)
-        return handle
+            self.handle(name).press(key)
 
     def open(self, number):
         self.enter("number", str(number))
@@ -226,8 +227,10 @@ def test_the_notebook_runs_in_jupyterlab(lab):
 def test_the_threshold_moves_what_is_predicted(hand, keep):
     hand.open(SCENE)
     keep(hand.panel, "panel")
+    handle = hand.handle("threshold")
+    expect(handle).to_have_attribute("aria-valuetext", f"{start():.2f}")
     precision, recall = hand.number(0), hand.number(1)
-    handle = hand.slide("threshold", "ArrowRight")
+    hand.slide("threshold", "ArrowRight")
     expect(handle).to_have_attribute("aria-valuetext", f"{start() + 0.1:.2f}")
     expect(hand.figure(0)).not_to_have_text(f"{precision:.1f} %")
     assert hand.number(1) <= recall  # of any run: fewer labels are predicted

@@ -4,10 +4,12 @@ import io
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from threading import Event, Thread, current_thread
 
 import numpy as np
 import pytest
 import torch
+from helpers import wait_until
 from PIL import Image
 
 from clipdec.calibration import Calibration
@@ -209,6 +211,35 @@ def test_a_photo_of_one_s_own(panel):
         assert panel.predictor.asked[-1][0] == (width, height)
     put(panel, source="test")
     assert "this image" in panel.figures.value and panel.message.value == ""
+
+
+def test_an_image_that_is_chosen_while_a_photo_is_asked_about_stays(panel):
+    """As where a kernel takes the messages of an upload in one thread and those of a menu in another."""
+    take(panel, png())
+    read, chosen, order, answer, look = Event(), Event(), [], panel.predictor.log_odds, panel.predictor.explain
+
+    def slow_answer(images, labels):
+        order.append(current_thread())
+        read.set()
+        wait_until(chosen.is_set)
+        return answer(images, labels)
+
+    def noted_look(image, label):
+        order.append(current_thread())
+        return look(image, label)
+
+    panel.predictor.log_odds, panel.predictor.explain = slow_answer, noted_look
+    upload = Thread(target=take, args=(panel, png(60, 60)))
+    menu = Thread(target=put, args=(panel,), kwargs={"source": "test"})
+    upload.start()
+    wait_until(read.is_set)
+    menu.start()
+    wait_until(lambda: panel.source.value == "test")
+    chosen.set()
+    upload.join()
+    menu.join()
+    assert order == [upload, upload, menu, menu]
+    assert panel.source.value == "test" and 'alt="test image 0"' in panel.picture.value and panel.message.value == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", png()[:60]], ids=["empty", "text", "truncated"])

@@ -1,10 +1,12 @@
-"""What the figures of the bench hold: points, bars, intervals and lines where the figures say."""
+"""What the figures of the notebooks hold: points, bars, intervals, lines and outlines where the figures say."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipdec.notebook import plots
+from clipdec.towers import UNIT, windows_of
 
 POINTS = {
     "raw": {"passes": 1, "block": "training-free", "zsl": 20.0, "gzsl": 10.0},
@@ -66,3 +68,15 @@ def test_learning_curves_are_grey_but_for_named_ones():
     assert list(other.get_ydata()) == curves["other"] and list(other.get_xdata()) == [1, 2, 3]
     assert list(ours.get_ydata()) == curves["ours"] and other.get_color() == "#999999" != ours.get_color()
     assert [(text.get_text(), text.get_position()[1]) for text in axis.texts] == [("our head", 5.0)]
+
+
+def test_windows_are_outlined_where_they_are_cut():
+    looks = {"corners": windows_of(4), "thirds": windows_of("42/43")}
+    figure = plots.windows_on(Image.new("RGB", (60, 30)), looks)
+    assert [axis.get_title() for axis in figure.axes] == list(looks)
+    for axis, windows in zip(figure.axes, looks.values()):
+        assert axis.get_xlim() == (0, UNIT) and axis.get_ylim() == (UNIT, 0) and len(axis.patches) == len(windows)
+        for outline, (top, left, size) in zip(axis.patches, windows):
+            gaps = outline.get_bbox().extents - (left, top, left + size, top + size)  # left, top, right, bottom
+            inset = gaps[0]
+            assert 0 < inset < 6 and gaps == pytest.approx(inset * np.array([1, 1, -1, -1]))
