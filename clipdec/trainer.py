@@ -41,7 +41,7 @@ class Trainer:
         self.optimiser = OPTIMISERS[optimiser](groups, lr=lr)
         warm_up = 0.2 + 1e-9  # exactly 0.2 divides by 0 in a run of 5 steps
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, lr, total_steps=steps, pct_start=warm_up)
-        self.average = AveragedModel(model, multi_avg_fn=_moving_average(ema_decay))
+        self.average = AveragedModel(model, multi_avg_fn=moving_average(ema_decay))
 
     def step(self, images, queries, sentences, targets, known=None):
         """One optimiser step on a batch.
@@ -103,7 +103,7 @@ def sample_labels(targets, count, weighted=False, known=None):
     return torch.cat([present, sample]), weights.to(targets.device)
 
 
-def _moving_average(decay):
+def moving_average(decay):
     """An exponential moving average for AveragedModel; its decay rises to `decay`: a short run forgets its start."""
 
     def update(averaged, current, count):

@@ -7,10 +7,10 @@ A method is an nn.Module of three parts:
 
 As `fit` does it for the heads: labels held out of the training by the seed (`held_labels`); AdamW with OneCycle; the
 moving average of the weights is what is judged, after every epoch, by the mean of two mAPs on val, of the labels in
-training and of the held-out ones; the best epoch counts, and an end is made when `patience` epochs brought no better
-one. A label that is not known of an image (`Split.known`) counts as absent in training. The limit of epochs, PROTOCOL,
-is the same for methods and heads. The learning rate is, of FACTORS times the method's own, the one with the best such
-epoch with seed 0; the other seeds take it over.
+training and of the held-out ones; the last epoch within a standard error of the highest counts, and an end is made when
+`patience` epochs brought no higher one. A label that is not known of an image (`Split.known`) counts as absent in
+training. The limit of epochs, PROTOCOL, is the same for methods and heads. The learning rate is, of FACTORS times the
+method's own, the one whose epoch is best with seed 0; the other seeds take it over.
 """
 
 import math
@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from clipdec.metrics import average_precision
-from clipdec.trainer import OPTIMISERS, sample_labels
+from clipdec.trainer import OPTIMISERS, moving_average, sample_labels
 from clipdec.training.build import image_tower, label_queries
+from clipdec.training.epochs import epoch_that_counts, highest, val_figures
 from clipdec.training.scores import held_labels
 from clipdec.training.tokens import encode_split
 
@@ -85,16 +86,16 @@ def trained_scores(method, data, config):
 
 
 def learn(model, images, rows, targets, labels, judge, config):
-    """Train a method and leave the averaged weights of its best epoch in it: {"best_epoch", "val_map", "val_maps"}.
+    """Train a method, leave the averaged weights of its best epoch in it: {"best_epoch", "val_map", "val_maps"}.
 
     Args: images, of train, of which `rows` are trained on; targets, [images, L] of the labels in training; labels, what
-    stands for those; judge, from a model to {"val_map": ..., ...}.
+    stands for those; judge, from a model to `val_figures`.
     """
-    steps, best = math.ceil(len(rows) / config.batch_size), {}
+    steps = math.ceil(len(rows) / config.batch_size)
     optimiser = OPTIMISERS[config.optimiser](_groups(model, config.weight_decay), lr=config.lr)
     total = config.epochs * steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=0.2 + 1e-9)
-    average, history = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)), []
+    average, history = AveragedModel(model, multi_avg_fn=moving_average(config.ema_decay)), []
     for epoch in range(1, config.epochs + 1):
         model.train()
         for part in rows[torch.randperm(len(rows))].tensor_split(steps):
@@ -106,12 +107,13 @@ def learn(model, images, rows, targets, labels, judge, config):
             schedule.step()
             average.update_parameters(model)
         history.append({"epoch": epoch} | judge(average.module))
-        if not best or not history[-1]["val_map"] <= best["val_map"]:  # nan, where val measures nothing: the last
-            best, kept = {"best_epoch": epoch, "val_map": history[-1]["val_map"]}, deepcopy(average.module.state_dict())
-        elif config.patience and epoch - best["best_epoch"] >= config.patience:
+        if epoch_that_counts(history) == epoch:
+            kept = deepcopy(average.module.state_dict())
+        if config.patience and epoch - highest(history)["epoch"] >= config.patience:
             break
     model.load_state_dict(kept)
-    return best | {"val_maps": [row["val_map"] for row in history]}
+    best, maps = epoch_that_counts(history), [row["val_map"] for row in history]
+    return {"best_epoch": best, "val_map": maps[best - 1], "val_maps": maps}
 
 
 def _groups(model, decay):
@@ -134,9 +136,7 @@ def scores_of(model, images, labels, size=64):
 
 
 def val_maps(scores, split, asked, held):
-    """mAP in percent of seen labels on val: in training, held out of it, and the mean of those that there are."""
+    """`val_figures` of seen labels, in training and held out of it."""
     seen = split.select(labels=torch.arange(scores.shape[1]))
     precisions = 100 * average_precision(scores, seen.targets, known=seen.known)
-    maps = {"val_seen_map": precisions[asked].nanmean().item(), "val_held_map": precisions[held].nanmean().item()}
-    there = [value for value in maps.values() if math.isfinite(value)]
-    return maps | {"val_map": sum(there) / len(there) if there else math.nan}
+    return val_figures({"val_seen_map": precisions[asked], "val_held_map": precisions[held]})

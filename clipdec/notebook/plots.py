@@ -12,6 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
 COLOURS = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
+TASKS = "zsl", "gzsl"
+NAMED = ("#D55E00", "*", "-"), ("#009E73", "D", "--"), ("black", "v", "-."), (SEEN, "P", ":")  # looks of named systems
+BLOCKS = {"training-free": "o", "transductive": "^", "trained on seen labels": "s"}  # markers of the others
 BARE = {"frame_on": False, "xticks": (), "yticks": ()}  # axes that hold a picture
 _subplots = partial(plt.subplots, layout="constrained")
 
@@ -126,7 +129,7 @@ def metric_bars(results, key="map"):
     figure, axis = _subplots(figsize=(6, 2.8))
     for i, (name, figures) in enumerate(results.items()):
         x = np.arange(2) + 0.8 * (i - (len(results) - 1) / 2) / len(results)
-        values = np.array([figures.get(task, {}).get(key) for task in ("zsl", "gzsl")], dtype=float)
+        values = np.array([figures.get(task, {}).get(key) for task in TASKS], dtype=float)
         bars = axis.bar(x, values, 0.75 / len(results), label=name, color=COLOURS[i % len(COLOURS)])
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     axis.set(xticks=range(2), xticklabels=["ZSL", "GZSL"], ylabel="mAP, %" if key == "map" else f"{key.upper()}, %")
@@ -137,7 +140,7 @@ def metric_bars(results, key="map"):
 def seed_points(results):
     """mAP of settings: a dot for a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}."""
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.3 * len(results)), sharey=True)
-    for axis, task, colour in zip(axes, ("zsl", "gzsl"), (UNSEEN, SEEN)):
+    for axis, task, colour in zip(axes, TASKS, (UNSEEN, SEEN)):
         for row, values in enumerate(np.array(result[task], dtype=float) for result in results.values()):
             axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, ms=5, mec="black", mew=0.4)
             axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black")
@@ -145,6 +148,103 @@ def seed_points(results):
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(results)), list(results), fontsize=8)
     axes[0].invert_yaxis()
+    return figure
+
+
+def map_by_passes(points, named):
+    """mAP against the tower's passes an image, in three columns each; what a system learned from says its marker.
+
+    points: {system: {"passes", "block", "zsl", "gzsl"}}; named: {task: {system: text beside it}}, with the looks NAMED.
+    """
+    figure, axes = _subplots(2, 1, figsize=(8.4, 7), sharex=True)
+    shift = dict(zip(BLOCKS, (0.86, 1, 1.16)))
+    budgets = sorted({point["passes"] for point in points.values()})
+    for axis, task in zip(axes, TASKS):
+        for block, marker in BLOCKS.items():
+            those = [point for point in points.values() if point["block"] == block]
+            x, y = [point["passes"] * shift[block] for point in those], [point[task] for point in those]
+            axis.plot(x, y, marker, mfc="none", mec="#666666", ms=5, label=block)
+        for passes in budgets:
+            here = [name for name in named[task] if points[name]["passes"] == passes]
+            heights = _apart([points[name][task] for name in here], 4)
+            for (colour, marker, _), name, height in zip(NAMED, here, heights):
+                x, y = passes * shift[points[name]["block"]], points[name][task]
+                axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=8)
+                axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=7, va="center", color=colour)
+        axis.set(xscale="log", ylabel=f"{task.upper()} mAP, %")
+        axis.margins(y=0.1)
+        axis.grid(axis="y", alpha=0.3)
+    axes[1].set(xticks=budgets, xticklabels=budgets, xlabel="tower passes an image", xlim=(0.8, 5 * max(budgets)))
+    axes[1].minorticks_off()
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+def _apart(values, gap):
+    """`values`, the higher ones moved up until there is `gap` between each two."""
+    moved, last = list(values), -np.inf
+    for i in np.argsort(values):
+        moved[i] = last = max(values[i], last + gap)
+    return moved
+
+
+def forest(differences, sure):
+    """Differences of mAP with their intervals, filled where they are `sure`: {name: {"zsl", "gzsl": difference}}."""
+    figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.22 * len(differences)), sharey=True)
+    for axis, task in zip(axes, TASKS):
+        for row, found in enumerate(each[task] for each in differences.values()):
+            mean, low, high = np.array([found["mean"], *found["interval"]], dtype=float)  # no interval with one seed
+            axis.plot([low, high], [row, row], color="black", linewidth=1)
+            axis.plot(mean, row, "o", mec="black", mfc="black" if sure(found) else "white", ms=5)
+        axis.axvline(0, color="black", linestyle=":", linewidth=1)
+        axis.set(xlabel=f"{task.upper()} mAP, points")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(differences)), list(differences), fontsize=8)
+    axes[0].invert_yaxis()
+    return figure
+
+
+def steps(ladders):
+    """What each step adds to mAP. ladders: {title: {step: {"zsl", "gzsl"}}}, of which the longest has all kinds of
+    steps; a bar goes from the value before, 0 at first, to its own.
+    """
+    names = [f"{title}: {step}" for title, values in ladders.items() for step in values]
+    kinds = list(max(ladders.values(), key=len))
+    figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.28 * len(names)), sharey=True)
+    looks = [("#BBBBBB", ""), (SEEN, "//"), ("#009E73", ".."), ("#D55E00", "")]
+    for axis, task in zip(axes, TASKS):
+        row = 0
+        for values in ladders.values():
+            before = 0
+            for step, value in ((step, found[task]) for step, found in values.items()):
+                colour, hatch = looks[kinds.index(step) % len(looks)]
+                axis.barh(row, value - before, left=before, color=colour, hatch=hatch, edgecolor="white")
+                text = f"{value - before:+.1f} → {value:.1f}" if before else f"{value:.1f}"
+                axis.text(max(before, value) + 1, row, text, va="center", fontsize=7)
+                before, row = value, row + 1
+        axis.set(xlim=(0, 105), xlabel=f"{task.upper()} mAP, %")
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].invert_yaxis()
+    return figure
+
+
+def learning_curves(groups, named):
+    """mAP on val by epoch. groups: {title: {system: [mAP of each epoch]}}; named: {system: text at the end of its
+    line}, in the order of NAMED; the others are grey.
+    """
+    figure, axes = _subplots(1, len(groups), figsize=(3.7 * len(groups), 3.6), sharey=True, squeeze=False)
+    for axis, (title, curves) in zip(axes.flat, groups.items()):
+        here = [name for name in named if name in curves]
+        for name in [name for name in curves if name not in named]:
+            axis.plot(range(1, 1 + len(curves[name])), curves[name], color="#999999", linewidth=0.8)
+        ends = _apart([curves[name][-1] for name in here], 3)
+        for (colour, marker, style), name, end in zip(NAMED, here, ends):
+            epochs = range(1, 1 + len(curves[name]))
+            axis.plot(epochs, curves[name], style, marker=marker, ms=4, color=colour)
+            axis.text(epochs[-1] + 0.3, end, named[name], fontsize=7, va="center", color=colour)
+        longest = max((len(values) for values in curves.values()), default=1)
+        axis.set(title=title, xlabel="epoch", xlim=(0.5, 1.75 * longest), xticks=range(1, 1 + longest))
+    axes[0, 0].set_ylabel("mAP on val, %")
     return figure
 
 

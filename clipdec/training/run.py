@@ -14,6 +14,7 @@ from clipdec.training.author import followed
 from clipdec.training.batches import TrainingImages
 from clipdec.training.build import build_model, label_queries
 from clipdec.training.config import without_switches
+from clipdec.training.epochs import epoch_that_counts, highest, val_figures
 from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.interruption import Interruption, Stopped
 from clipdec.training.machine import duration, peak_memory_mb, versions
@@ -23,7 +24,7 @@ from clipdec.training.run_folder import RunFolder, full_disk_explained
 from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict, split_scores
 from clipdec.training.tokens import encoded
 
-UNPRINTED = {"val_map", "grad_norm", "logit_scale", "lr", "memory_mb"}  # history.csv has them
+UNPRINTED = {"val_map", "val_error", "grad_norm", "logit_scale", "lr", "memory_mb"}  # history.csv has them
 
 
 def fit(data, config, on_epoch=None):
@@ -37,8 +38,9 @@ def fit(data, config, on_epoch=None):
     CPU a resumed run equals an undisturbed one (a GPU adds up in any order), and without dropout several processes
     equal one as nearly as sums in another order do.
 
-    The best epoch has the highest mean of two mAPs on val: of the labels in training, and of seen ones held out of it
-    (`hold_out`), which play the unseen ones. Where val has none of one kind the other counts, and without both the last
+    Epochs are judged by the mean of two mAPs on val: of the labels in training, and of seen ones held out of it
+    (`hold_out`), which play the unseen ones. The last epoch that is not below the highest by more than a standard error
+    is the best (`epoch_that_counts`). Where val has labels of one kind only, these count, and without both the last
     epoch is the best.
 
     Args:
@@ -88,7 +90,6 @@ class Run:
         self.trainer = AcceleratedTrainer(model, config, config.epochs * self.images.steps)
         self.position = {
             "epoch": 0, "step": 0, "sums": {}, "images": 0, "epoch_seconds": 0.0, "seconds": 0.0, "history": [],
-            "best": None,
         }  # fmt: skip
         if state:
             self.trainer.load(state)
@@ -135,8 +136,9 @@ class Run:
         model.clip_weight.fill_(choose_clip_weight(model, data, config))
         wait()  # until all have read it
         self.folder.save_model(model, self.about)
-        best = position["epoch"] if "last_weights" in config.as_author else position["best"]["epoch"]
-        chosen_by = self._criterion() if math.isfinite(position["best"]["value"]) else "being the last"
+        history, name = position["history"], self._criterion()
+        best = position["epoch"] if "last_weights" in config.as_author else epoch_that_counts(history, name)
+        chosen_by = name if math.isfinite(history[-1][name]) else "being the last"
         figures = evaluate(model, data, config, save=self._save_scores)
         metrics = figures | self._figures_of_plain(figures) | {
             "data": str(config.data), "inputs": self.inputs, "config": config.as_dict(), "seed": config.seed,
@@ -221,9 +223,7 @@ class Run:
         speed, began = position["images"] / position["epoch_seconds"], time.time()
         row |= {"images_per_s": speed, "memory_mb": peak_memory_mb(config.device)}
         groups = {"val_seen_map": self.asked} | ({"val_held_map": self.held} if len(self.held) else {})
-        maps = self._maps(model, self.data.val, groups, self.val_kept)
-        there = [value for value in maps.values() if math.isfinite(value)]
-        row |= maps | {"val_map": sum(there) / len(there) if there else math.nan}
+        row |= val_figures(self._precisions(model, self.data.val, groups, self.val_kept))
         if "best_on_test" in config.as_author:
             row |= self._test_maps(model)
         return row | {"seconds": position["epoch_seconds"] + time.time() - began}
@@ -232,29 +232,28 @@ class Run:
         """mAP of the unseen labels on test, the larger of two, and that of the plain weights, which is one of them."""
         test, groups = self.data.test, {"test_map": self.data.labels.unseen_index}
         kept = encoded(average, test, self.data, self.config)
-        plain, mean = (self._maps(model, test, groups, kept)["test_map"] for model in (self.trainer.model, average))
+        models = self.trainer.model, average
+        plain, mean = (self._precisions(model, test, groups, kept)["test_map"].mean().item() for model in models)
         return {"test_map": max(plain, mean), "test_map_plain": plain}
 
-    def _maps(self, model, split, groups, kept):
-        """mAP in percent of groups of labels {name: indices} on a split, nan for one that does not occur there."""
+    def _precisions(self, model, split, groups, kept):
+        """AP in percent of groups of labels {name: indices} on a split, of those that occur there."""
         labels = torch.cat([*groups.values()])
         labels = labels[split.targets[:, labels].any(0)]
         scores = predict(model, split, self.queries[labels], kept, num_workers=self.config.num_workers)
         asked = split.select(labels=labels)
         precisions = 100 * average_precision(scores, asked.targets, known=asked.known)
-        return {name: precisions[torch.isin(labels, group)].mean().item() for name, group in groups.items()}
+        return {name: precisions[torch.isin(labels, group)] for name, group in groups.items()}
 
     def _criterion(self):
         return "test_map" if "best_on_test" in self.config.as_author else "val_map"
 
     def _end_epoch(self, row):
-        """Write down what the epoch brought, and its weights if it is the best."""
-        position, epoch, value = self.position, row["epoch"], row[self._criterion()]
+        """Write down what the epoch brought, and its weights if it is the one that counts so far."""
+        position, epoch = self.position, row["epoch"]
         position["history"].append(row)
-        best = position["best"]
-        if best is None or not value <= best["value"]:  # nan, where val measures nothing: the last
-            position["best"] = {"epoch": epoch, "value": value}
-        if position["best"]["epoch"] == epoch or "last_weights" in self.config.as_author:
+        counts = epoch_that_counts(position["history"], self._criterion()) == epoch
+        if counts or "last_weights" in self.config.as_author:
             self._keep_weights(row)
         self.folder.write_table("history.csv", position["history"])
         scalars = {f"epoch/{name}": figure for name, figure in row.items() if name != "epoch"}
@@ -275,8 +274,8 @@ class Run:
         self.folder.save_model(model, self.about)
 
     def _stops_early(self):
-        best = self.position["best"]
-        return bool(self.config.patience and best and self.position["epoch"] - best["epoch"] >= self.config.patience)
+        history, patience = self.position["history"], self.config.patience
+        return bool(patience and history and len(history) - highest(history, self._criterion())["epoch"] >= patience)
 
     def _save(self):
         now = time.time()

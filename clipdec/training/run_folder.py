@@ -172,7 +172,7 @@ class RunFolder:
         except Exception as error:  # torch, zip and pickle raise errors of many kinds
             raise ValueError(f"{path} {damaged.format(str(error).splitlines()[0])}") from None
         plain = ["plain.safetensors"] if "best_on_test" in state["config"].get("as_author", []) else []
-        for name in ["checkpoint.safetensors", *plain] if state["position"]["best"] else []:
+        for name in ["checkpoint.safetensors", *plain] if state["position"]["history"] else []:
             try:
                 with safe_open(self.path / name, "pt"):
                     pass

@@ -166,14 +166,18 @@ def test_the_image_tower_can_be_trained(tiny, train, tmp_path, monkeypatch, chan
 
 
 def give_maps(monkeypatch, key, values):
-    """Let validation, or the test, find these mAPs, epoch after epoch."""
-    left, real, prefix = iter(values), run.Run._maps, key.removesuffix("map")
+    """Let validation, or the test, find these AP of two labels of each group, epoch after epoch: 1 below and 1 above
+    each of `values`, so that the standard error of a group's mAP is 1, that of two groups' mean 1 / sqrt(2).
+    """
+    left, real, prefix = iter(values), run.Run._precisions, key.removesuffix("map")
 
-    def maps(self, *rest):
+    def precisions(self, *rest):
         found = real(self, *rest)
-        return dict.fromkeys(found, next(left)) if next(iter(found)).startswith(prefix) else found
+        if not next(iter(found)).startswith(prefix):
+            return found
+        return dict.fromkeys(found, next(left) + torch.tensor([-1.0, 1.0]))
 
-    monkeypatch.setattr(run.Run, "_maps", maps)
+    monkeypatch.setattr(run.Run, "_precisions", precisions)
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +189,8 @@ def by_epoch(tiny, settings, tmp_path_factory):
 
 
 @pytest.mark.parametrize("changes, key, values, best", [
-    ({}, "val_map", [3.0, 9.0, 5.0], 2), ({}, "val_map", [9.0, 9.0, 5.0], 1),
-    ({}, "val_map", [1.0, 2.0, float("nan")], 3), ({"hold_out": 0.0}, "val_map", [3.0, 9.0, 5.0], 2),
+    ({}, "val_map", [3.0, 9.0, 5.0], 2), ({}, "val_map", [9.0, 8.4, 5.0], 2), ({}, "val_map", [9.0, 8.2, 8.0], 1),
+    ({}, "val_map", [float("nan")] * 3, 3), ({"hold_out": 0.0}, "val_map", [3.0, 9.0, 8.2], 3),
     ({"as_author": "last_weights"}, "val_map", [3.0, 9.0, 5.0], 3),
 ])  # fmt: skip
 def test_the_best_epoch_is_evaluated(train, by_epoch, tmp_path, monkeypatch, changes, key, values, best):

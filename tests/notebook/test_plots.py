@@ -1,0 +1,68 @@
+"""What the figures of the bench hold: points, bars, intervals and lines where the figures say."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from clipdec.notebook import plots
+
+POINTS = {
+    "raw": {"passes": 1, "block": "training-free", "zsl": 20.0, "gzsl": 10.0},
+    "sparc": {"passes": 5, "block": "transductive", "zsl": 50.0, "gzsl": 30.0},
+    "ours": {"passes": 1, "block": "trained on seen labels", "zsl": 40.0, "gzsl": 25.0},
+    "theirs": {"passes": 1, "block": "trained on seen labels", "zsl": 39.0, "gzsl": 5.0},
+}
+DIFFERENCES = {
+    "near": {"zsl": {"mean": 1.0, "interval": [-1.0, 3.0]}, "gzsl": {"mean": 2.0, "interval": [1.0, 3.0]}},
+    "once": {"zsl": {"mean": 4.0, "interval": [None, None]}, "gzsl": {"mean": -4.0, "interval": [-5.0, -3.0]}},
+}
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_every_system_is_a_point_and_named_ones_have_their_map_beside_them():
+    named = {"zsl": {"ours": "our head", "theirs": "their head"}, "gzsl": {"ours": "our head", "raw": "CLIP"}}
+    for axis, task in zip(plots.map_by_passes(POINTS, named).axes, ("zsl", "gzsl")):
+        found = {line.get_label(): line.get_ydata() for line in axis.lines}
+        for block in ("training-free", "transductive", "trained on seen labels"):
+            assert list(found[block]) == [point[task] for point in POINTS.values() if point["block"] == block]
+        texts = {text.get_text(): text.get_position()[1] for text in axis.texts}
+        assert texts.keys() == {f"{text} {POINTS[name][task]:.1f}" for name, text in named[task].items()}
+        heights = sorted(texts.values())
+        assert np.diff(heights).min() >= 4 and axis.get_xscale() == "log"
+        assert all(0 <= height - float(text.split()[-1]) < 4 for text, height in texts.items())
+
+
+def test_a_forest_is_filled_where_it_is_sure():
+    figure = plots.forest(DIFFERENCES, lambda found: found["mean"] == 2)
+    for axis, task in zip(figure.axes, ("zsl", "gzsl")):
+        lines, dots = axis.lines[0:4:2], axis.lines[1:4:2]
+        for row, (found, line, dot) in enumerate(zip((d[task] for d in DIFFERENCES.values()), lines, dots)):
+            assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (found["mean"], row)
+            np.testing.assert_array_equal(line.get_xdata(), np.array(found["interval"], dtype=float))
+            assert dot.get_markerfacecolor() == ("black" if found["mean"] == 2 else "white")
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["near", "once"]
+
+
+def test_a_step_starts_where_the_one_before_ends():
+    steps = {"CLIP": {"zsl": 20.0, "gzsl": 10.0}, "windows": {"zsl": 60.0, "gzsl": 40.0}}
+    steps |= {"head": {"zsl": 55.0, "gzsl": 45.0}}  # one may cost
+    few = {name: steps[name] for name in ("CLIP", "head")}
+    zsl, gzsl = plots.steps({"1 pass": few, "5 passes": steps}).axes
+    assert [(bar.get_x(), bar.get_width()) for bar in zsl.patches] == [(0, 20), (20, 35), (0, 20), (20, 40), (60, -5)]
+    assert [text.get_text() for text in gzsl.texts] == ["10.0", "+35.0 → 45.0", "10.0", "+30.0 → 40.0", "+5.0 → 45.0"]
+    colours = [bar.get_facecolor() for bar in zsl.patches]
+    assert colours[:2] == [colours[2], colours[4]] and len(set(colours)) == 3
+
+
+def test_learning_curves_are_grey_but_for_named_ones():
+    curves = {"ours": [1.0, 5.0], "other": [2.0, 3.0, 2.5]}
+    (axis,) = plots.learning_curves({"1 pass": curves}, {"ours": "our head", "elsewhere": "not here"}).axes
+    other, ours = axis.lines
+    assert list(other.get_ydata()) == curves["other"] and list(other.get_xdata()) == [1, 2, 3]
+    assert list(ours.get_ydata()) == curves["ours"] and other.get_color() == "#999999" != ours.get_color()
+    assert [(text.get_text(), text.get_position()[1]) for text in axis.texts] == [("our head", 5.0)]
