@@ -17,11 +17,17 @@ def difference(ours, others):
     """
     found = {}
     for task in ("zsl", "gzsl"):
-        each = [a[task].get("map", NAN) - b[task].get("map", NAN) for (a, _), (b, _) in zip(ours, others)]
+        each = [_map(a, task) - _map(b, task) for (a, _), (b, _) in zip(ours, others)]
         draws = torch.stack([a[task] - b[task] for (_, a), (_, b) in zip(ours, others)])  # [S, R]
         about = {"mean": sum(each) / len(each), "min": min(each), "max": max(each)}
         found[task] = about | {"interval": interval(torch.tensor(each, dtype=torch.float64), draws)}
     return found
+
+
+def _map(row, task):
+    """A row's mAP, nan in place of the None that stands for it in JSON."""
+    value = row[task].get("map")
+    return NAN if value is None else value
 
 
 def interval(each, draws):
