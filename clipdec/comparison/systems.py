@@ -72,7 +72,8 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
         return dict(zip(runs, run_all(tasks, jobs, resume)))
 
     found = run([(name, 0, factor) for name in systems for factor in (FACTORS if name in TUNED else [1.0])])
-    judged = lambda name: lambda factor: found[name, 0, factor][0]["val_map"] or 0  # None, where val measures nothing
+    # where val measures nothing, val_map is None and the method's own rate is taken
+    judged = lambda name: lambda factor: (found[name, 0, factor][0]["val_map"] or 0, factor == 1)
     chosen = {name: max(FACTORS, key=judged(name)) if name in TUNED else 1.0 for name in systems}
     found |= run([(name, seed, chosen[name]) for seed in range(1, seeds) for name in systems if name not in FREE])
     results = {name: [] for name in systems}
