@@ -220,7 +220,7 @@ def test_what_is_judged_is_the_average_of_the_heads():
     def judge(average):
         after.append(next(model.parameters()).detach().clone())
         judged.append(next(average.parameters()).detach().clone())
-        return {"val_map": len(judged)}
+        return {"val_map": len(judged), "val_error": 0.0}
 
     config = Config(epochs=4, batch_size=8, lr=0.1, label_samples=0, ema_decay=0.9, device="cpu")  # a step an epoch
     learn(model, scenes, torch.arange(8), scenes.targets, labels, judge, config)

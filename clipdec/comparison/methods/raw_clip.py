@@ -22,7 +22,7 @@ def softmax_scores(data, config):
     """
     scale = load_clip(config.text_tower).model.logit_scale.exp().detach().cpu()
     looks = look_cosines(data, config, (config.prompt,))
-    return torch.cat([(scale * part).log_softmax(-1).amax(1) for part in looks])
+    return joined(((scale * part).log_softmax(-1).amax(1) for part in looks), data)
 
 
 def window_scores(data, config):
@@ -31,7 +31,12 @@ def window_scores(data, config):
     """
     scale, seen = load_clip(config.text_tower).model.logit_scale.exp().detach().cpu(), data.labels.seen_index
     evidence = lambda logits: (logits - logits[..., seen].logsumexp(-1, keepdim=True)).amax(1)
-    return torch.cat([evidence(scale * part) for part in look_cosines(data, config, (config.prompt,))])
+    return joined((evidence(scale * part) for part in look_cosines(data, config, (config.prompt,))), data)
+
+
+def joined(parts, data):
+    """Scores [M, L] of parts of test, which may have no image."""
+    return torch.cat([torch.empty(0, len(data.labels.names)), *parts])
 
 
 def look_cosines(data, config, prompts):
@@ -60,7 +65,7 @@ def patch_scores(data, config):
     text = clip_text(data.labels, config, (config.prompt,))
     tokens, _ = encode_split(tower, data.test, data, config)
     patches = (F.normalize(part.float() @ projection, dim=-1) for part in tokens.split(64))  # each [64, N, D]
-    return torch.cat([(part @ text.T).amax(1) for part in patches])
+    return joined(((part @ text.T).amax(1) for part in patches), data)
 
 
 def patch_projection(config):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from clipdec.comparison.methods.raw_clip import patch_projection
+from clipdec.comparison.methods.raw_clip import joined, patch_projection
 from clipdec.towers import load_clip
 from clipdec.training.pixels import Pixels
 from clipdec.training.scores import clip_text
@@ -17,7 +17,7 @@ def mask_clip_scores(data, config):
     The paper segments, with the label of the highest cosine in each patch; here the best patch answers for the image.
     """
     text = clip_text(data.labels, config, (config.prompt,))
-    return torch.cat([(patches @ text.T).amax(1) for patches in value_patches(data.test, config)])
+    return joined(((patches @ text.T).amax(1) for patches in value_patches(data.test, config)), data)
 
 
 def tag_clip_scores(data, config):
@@ -30,7 +30,7 @@ def tag_clip_scores(data, config):
     text = clip_text(data.labels, config, (config.prompt,))
     scale = load_clip(config.text_tower).model.logit_scale.exp().detach().cpu()
     best = ((scale * patches @ text.T).log_softmax(-1).amax(1) for patches in value_patches(data.test, config))
-    return torch.cat([*best])
+    return joined(best, data)
 
 
 @torch.no_grad()
