@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 COMPARE := $(BIN)/python -m clipdec.comparison --jobs 2 --resume
 SHORT := --config results/settings/short.json
+FOUR := --config results/settings/four_epochs.json
 RUN ?= runs/emoji
 UPLOADS := '{"websocket_max_message_size": 104857600}'  # bytes; by default photos of more than 10 MB are lost
 BROWSER := tests/notebook/test_browser.py
@@ -37,7 +38,7 @@ bench: $(VENV)/.installed-test data
 results: $(VENV)/.installed-test data
 	$(BIN)/python -m data_prep.word_vectors --out data/emoji/word_vectors.npz
 	$(BIN)/python -m data_prep.emoji_scenes --objects 1 --out data/emoji_single
-	$(COMPARE) --data data/emoji_single --systems $(SINGLE) --seeds 3 --out results/emoji_single
+	$(COMPARE) $(FOUR) --data data/emoji_single --systems $(SINGLE) --seeds 3 --out results/emoji_single
 	$(COMPARE) --word-vectors data/emoji/word_vectors.npz $(SHORT) --ablations --groups $(GROUPS) --seeds 3 --out results/emoji
 	$(COMPARE) --word-vectors data/emoji/word_vectors.npz --out results/emoji
 	$(BIN)/papermill notebooks/06_ablations.ipynb results/06_ablations.ipynb
@@ -49,6 +50,7 @@ results-author: $(VENV)/.installed-test data
 	$(BIN)/python -m data_prep.emoji_scenes --shown 0.25 --out data/emoji_shown
 	$(COMPARE) $(SHORT) --data data/emoji_shown --ablations --groups $(POINTS) --seeds 3 --out results/emoji_shown
 	$(BIN)/python -m data_prep.mini_clip --without-unseen --out runs/mini_clip_without
+	$(COMPARE) $(FOUR) --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_with_unseen
 	$(COMPARE) --config results/settings/without_unseen.json --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_without_unseen
 
 data: $(VENV)/.installed

@@ -31,7 +31,7 @@ def test_environment_and_project_name_the_same_packages():
 
 
 def test_the_notebooks_are_all_there():
-    assert {"01", "02", "03", "04", "05", "06", "07", "08"} <= {p.name[:2] for p in NOTEBOOKS}
+    assert {"00", "01", "02", "03", "04", "05", "06", "07", "08"} <= {p.name[:2] for p in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

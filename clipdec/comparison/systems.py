@@ -94,7 +94,9 @@ def machine(base, jobs):
 def _can_run(name, config):
     """Whether the run's towers have what a system needs; says so if not."""
     missing, of_patches = "", name in field.OF_PATCHES or name in field.OF_ONE_CLIP and not budget(name)
-    if of_patches and patch_projection(config) is None:
+    if name in FREE and config.label_embeddings and config.image_tower != config.text_tower:
+        missing = "no CLIP is asked here, as label vectors come from a file"
+    elif of_patches and patch_projection(config) is None:
         missing = "this CLIP has no projection for its patches"
     if name in field.OF_ONE_CLIP and (config.image_tower != config.text_tower or config.label_embeddings):
         missing = "images and labels are not encoded by one CLIP"
@@ -226,7 +228,8 @@ def with_words(changes, word_vectors):
 
 def system_config(name, base, word_vectors, seed, factor, folder):
     """The Config of a system, its learning rate multiplied with `factor`."""
-    settings = PROTOCOL | base | with_words(CHANGES[name], word_vectors)
+    own = field.BATCH if name in METHODS else {}
+    settings = PROTOCOL | own | base | with_words(CHANGES[name], word_vectors)
     lr = factor * Config(**settings).lr
     return Config(**settings | {"lr": lr, "seed": seed, "out_dir": str(folder)})
 

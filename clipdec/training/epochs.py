@@ -5,16 +5,19 @@ import math
 
 def val_figures(precisions):
     """{name of a group: mAP, nan where none of its labels occurs on val}, as `val_map` the mean of those that there
-    are, and as `val_error` its standard error over labels.
+    are, and as `val_error` its standard error over labels; infinite where no group has two.
 
+    The groups share one variance, as a few held-out labels, of which val may show a single one, tell little of theirs.
     Args: precisions, {name: AP [n] of the group's labels in percent}.
     """
     found = {name: ap[ap.isfinite()] for name, ap in precisions.items()}
     there = [ap for ap in found.values() if len(ap)]
     maps = {name: ap.mean().item() for name, ap in found.items()}
     mean = sum(ap.mean().item() for ap in there) / len(there) if there else math.nan
-    squares = [ap.var().item() / len(ap) for ap in there if len(ap) > 1]
-    return maps | {"val_map": mean, "val_error": math.sqrt(sum(squares)) / max(1, len(there))}
+    squares = sum((ap - ap.mean()).square().sum().item() for ap in there)
+    free, shares = sum(map(len, there)) - len(there), sum(1 / len(ap) for ap in there)
+    error = math.sqrt(squares / free * shares) / len(there) if free else math.inf
+    return maps | {"val_map": mean, "val_error": error}
 
 
 def highest(history, name="val_map"):

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 from clipdec import Config, fit, load_data
 from clipdec.comparison import __main__ as command_line
 from clipdec.comparison import ablations, systems
-from clipdec.comparison.field import FREE
+from clipdec.comparison.field import FREE, METHODS, OF_ONE_CLIP
 from clipdec.comparison.report import mean_sd
 from clipdec.comparison.statistics import bootstrap_weights, difference, interval, is_difference, resampled_ap
 from clipdec.comparison.systems import SYSTEMS, TRAINED, TUNED, WORDS
@@ -251,11 +251,23 @@ def test_settings_are_those_of_config():
     words, settings = "words.npz", [changes for group in ablations.ABLATIONS.values() for changes in group.values()]
     assert all(systems.system_config(name, {}, words, 0, 3.0, "runs/x") for name in SYSTEMS)
     assert all(Config(**systems.with_words(changes, words)) for changes in settings)
+    batch = lambda base: {name: systems.system_config(name, base, words, 0, 1.0, "r").batch_size for name in SYSTEMS}
+    assert batch({}) == {name: 64 if name in METHODS else Config().batch_size for name in SYSTEMS}
+    assert {*batch({"batch_size": 24}).values()} == {24}
     command = "--systems conse --seeds 2 --data 'my data' --word-vectors words.npz --out runs/again"
     assert systems.command("conse", {"data": "my data"}, words, 1) == f"python -m clipdec.comparison {command}"
     assert "--config run.json --out" in systems.command("raw_clip", {}, words, 0, "run.json")
     command = "notebooks/04_train.ipynb out.ipynb -p prompt 'a {}' -p alpha 0.0 -p seed 3 -p out_dir runs/again"
     assert systems.notebook_command({"prompt": "a {}", "alpha": 0.0}, 3) == f"papermill {command}"
+
+
+def test_without_a_clip_only_what_is_trained_runs(capsys):
+    """Label vectors of a file and a tower of images alone: the text tower, here `mini`, has no part in such a run."""
+    of_files = {"image_tower": "timm:test_efficientnet", "label_embeddings": "words.npz"}
+    can_run = lambda **settings: {name for name in SYSTEMS if systems._can_run(name, Config(**settings))}
+    assert can_run(**of_files) == TRAINED.keys() | METHODS.keys() - OF_ONE_CLIP
+    assert can_run() == {*SYSTEMS} and can_run(label_embeddings="words.npz") == {*SYSTEMS} - OF_ONE_CLIP
+    assert "raw_clip is left out: no CLIP is asked here" in capsys.readouterr().out
 
 
 def test_options_are_checked_first(capsys):
