@@ -62,7 +62,7 @@ def test_the_readme_quotes_the_report_and_the_strongest():
     """Of each number of tower passes and each block the best in ZSL and in GZSL mAP stand there, whoever that is, and
     of the trained ones the best that is no CLIP-Decoder.
     """
-    report, readme = (RESULTS / "emoji.md").read_text(), (ROOT / "README.md").read_text()
+    report, readme = (RESULTS / "emoji.md").read_text(), (ROOT / "README.md").read_text().split("### On photographs")[0]
     quoted = [line for line in readme.splitlines() if line.startswith(tuple(f"| {name} |" for name in NAMES.values()))]
     assert all(line in report for line in quoted)
     there = {line.split(" |")[0].removeprefix("| ") for line in quoted}
@@ -75,6 +75,13 @@ def test_the_readme_quotes_the_report_and_the_strongest():
     strongest = {max(found, key=lambda name: sum(found[name])) for found in [*means.values(), *rivals]}
     assert {NAMES[name] for name in strongest} <= there
     assert all(NAMES[name] in readme for name in PENDING)
+
+
+def test_the_readme_quotes_the_photographs():
+    report, readme = (RESULTS / "photographs.md").read_text(), (ROOT / "README.md").read_text()
+    section = readme.split("### On photographs")[1].split("\n## ")[0]
+    quoted = [line for line in section.splitlines() if line.startswith(tuple(f"| {name} |" for name in NAMES.values()))]
+    assert quoted and all(line in report for line in quoted)
 
 
 def test_the_differences_in_the_readme_are_those_of_the_json():
