@@ -25,10 +25,7 @@ PASSES = {"_5": "5 passes", "_windows": "26 passes"}  # of the tower an image, b
 ONCE = {"raw_clip", "raw_clip_ensemble", "raw_clip_patch", "mask_clip", "tag_clip", "conse"}
 ONCE |= {"label_em", "fast0tag", "raw_clip_5", "raw_clip_windows", "ml_decoder", "clip_decoder_author"}
 NAMES |= {f"{k}{end}": f"{v}, {n}" for k, v in NAMES.items() if k not in ONCE for end, n in PASSES.items()}
-FIGURES = {"map": "mAP", "p@3": "P@3", "r@3": "R@3", "f1@3": "F1@3", "p@5": "P@5", "r@5": "R@5", "f1@5": "F1@5"}
 TASKS = "zsl", "gzsl"
-BENCH = {"ZSL mAP": ("zsl", "map"), "GZSL mAP": ("gzsl", "map"), "seen mAP": ("seen", "map")}
-BENCH |= {"ZSL F1@3": ("zsl", "f1@3"), "GZSL F1@3": ("gzsl", "f1@3")}
 EQUAL = """\
 AP is lower for a rarer label at one quality of ranking. In the columns *equal* the images without a label are weighed \
 so that every label is in the same share of them, that of the unseen labels on average: only there do seen and unseen \
@@ -82,23 +79,34 @@ def by(rows, key):
     return [(value, [row for row in rows if row[key] == value]) for value in dict.fromkeys(row[key] for row in rows)]
 
 
+def figures(rows, kind=""):
+    """{figure: its heading} of the rows, those that begin with `kind`: mAP, and P, R and F1 at the K of the data."""
+    found = next((row[task] for row in rows for task in TASKS if row[task]), {"map": None})
+    return {name: "mAP" if name == "map" else name.upper() for name in found if name.startswith(kind)}
+
+
 def system_table(rows, task):
     """A task's figures of every system, mean and standard deviation over the seeds."""
-    cells = lambda each: [mean_sd([row[task].get(figure) for row in each]) for figure in FIGURES]
-    return table(["", *FIGURES.values()], [[NAMES[name], *cells(each)] for name, each in by(rows, "system")])
+    columns = figures(rows)
+    cells = lambda each: [mean_sd([row[task].get(figure) for row in each]) for figure in columns]
+    return table(["", *columns.values()], [[NAMES[name], *cells(each)] for name, each in by(rows, "system")])
 
 
 def bench_table(rows):
     """Systems side by side, the highest mean of each column in bold."""
     systems = by(rows, "system")
     lines = [[NAMES[name], each[0]["block"]] for name, each in systems]
-    for task, figure in BENCH.values():
+    columns = [(task, "map") for task in (*TASKS, "seen")]
+    columns += [(task, figure) for task in TASKS for figure in [*figures(rows, "f1")][:1]]
+    for task, figure in columns:
         found = [[row[task].get(figure) for row in each] for _, each in systems]
         means = [-1 if None in values else fmean(values) for values in found]
         for line, values, mean in zip(lines, found, means):
             mark = "**" if mean == max(means) >= 0 else ""
             line.append(f"{mark}{mean_sd(values)}{mark}")
-    return table(["", "learned from", *BENCH], lines)
+    names = figures(rows)
+    heads = [f"{task.upper() if task in TASKS else task} {names[figure]}" for task, figure in columns]
+    return table(["", "learned from", *heads], lines)
 
 
 def cost_table(rows):
@@ -129,12 +137,12 @@ def difference_table(differences):
 
 def calibration_table(rows):
     """GZSL F1 before and after an offset between seen and unseen labels."""
-    parts = ("gzsl", "gzsl_calibrated")
-    lines = []
+    parts, columns, lines = ("gzsl", "gzsl_calibrated"), figures(rows, "f1"), []
     for name, each in by([row for row in rows if "gzsl_calibrated" in row], "system"):
-        cells = [mean_sd([row[part].get(figure) for row in each]) for figure in ("f1@3", "f1@5") for part in parts]
+        cells = [mean_sd([row[part].get(figure) for row in each]) for figure in columns for part in parts]
         lines.append([NAMES[name], *cells, mean_sd([row["seen_offset"] for row in each])])
-    return table(["", "F1@3", "calibrated", "F1@5", "calibrated", "offset, logits"], lines)
+    heads = [head for name in columns.values() for head in (name, "calibrated")]
+    return table(["", *heads, "offset, logits"], lines)
 
 
 def prevalence_table(rows):
