@@ -81,7 +81,8 @@ def by(rows, key):
 
 def figures(rows, kind=""):
     """{figure: its heading} of the rows, those that begin with `kind`: mAP, and P, R and F1 at the K of the data."""
-    found = next((row[task] for row in rows for task in TASKS if row[task]), {"map": None})
+    usual = "map p@3 r@3 f1@3 p@5 r@5 f1@5".split()
+    found = next((row[task] for row in rows for task in TASKS if row[task]), usual)
     return {name: "mAP" if name == "map" else name.upper() for name in found if name.startswith(kind)}
 
 

@@ -216,12 +216,13 @@ def test_cutout_comes_before_randaugment(tiny, settings, monkeypatch):
 ])  # fmt: skip
 def test_the_larger_map_on_test_of_two_weights_counts(tiny, settings, tmp_path, monkeypatch, last, values, best):
     """Those of the last step and the averaged ones. P, R and F1 are those of the last step."""
-    left, real, states = iter(values), run.Run._maps, []
+    left, real, states = iter(values), run.Run._precisions, []
 
-    def maps(self, model, split, groups, kept):
-        return {"test_map": next(left)} if "test_map" in groups else real(self, model, split, groups, kept)
+    def precisions(self, model, split, groups, kept):
+        found = real(self, model, split, groups, kept)
+        return {"test_map": torch.tensor([next(left)])} if "test_map" in groups else found
 
-    monkeypatch.setattr(run.Run, "_maps", maps)
+    monkeypatch.setattr(run.Run, "_precisions", precisions)
     points, far = ["best_on_test"] + last * ["last_weights"], {"lr": 1e-2, "batch_size": 8}  # the two lie apart
     config = settings(tmp_path, epochs=3, as_author=points, hold_out=0.0, **far)
     metrics = fit(tiny, config, lambda rows: states.append(load_state(tmp_path)))

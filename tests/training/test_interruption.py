@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_says_where(train, tmp_path, monkeypatch):
         monkeypatch.setattr(AcceleratedTrainer, "gradients", lambda *batch: real(*batch) | nan)
 
     at_step(monkeypatch, 25, spoil)
-    what = r"loss nan, l_c [\d.]+, l_clip nan, grad_norm .*use a lower lr than 0.004.*the last good state is in"
+    what = r"loss nan, l_c [\d.]+, l_clip nan, grad_norm .*use a lower lr than 0.0015.*the last good state is in"
     with pytest.raises(FloatingPointError, match=rf"epoch 2, step 5 of 20, images \[.*{what}"):
         train(tmp_path, **SAVING)
     assert position(tmp_path) == (1, 4) and all(v.isfinite().all() for v in load_state(tmp_path)["model"].values())
