@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clipdec.comparison import systems
+from clipdec.comparison.field import BUDGETS
 from clipdec.comparison.statistics import difference
 from clipdec.comparison.systems import PAPER, WORDS
 from clipdec.data import load_data
@@ -16,7 +17,7 @@ AUGMENTED = PAPER | {"augment": True}  # as the author's code trains
 SENTENCE = "one more sentence about {} here"
 BALANCES = {"1/56": 1 / 56, "1/5": 0.2, "5": 5.0, "56": 56.0}  # 56: the batch that makes 1/56 of the author's alpha 1
 POINTS = [point for point in AS_AUTHOR if point != "cutout_first"]  # which needs augmented images
-PASSES = {1 + len(windows_of(windows)): {"windows": windows} for windows in (25, 4, 0)}  # of the tower an image
+PASSES = {1 + len(windows_of(look["windows"])): look for look in reversed(BUDGETS.values())}  # of the tower an image
 LOOKS = {"": {}, ", alpha 0": {"alpha": 0.0}, ", paper's head": PAPER}
 ABLATIONS = {  # group: {setting: what it sets otherwise than the run's Config}
     "tower passes": {f"{n}{name}": look | changes for name, changes in LOOKS.items() for n, look in PASSES.items()},
@@ -45,9 +46,8 @@ def ablate(base, word_vectors, seeds, folder, jobs=1, resume=False, groups=None)
         changes = systems.with_words(changes, word_vectors)
         if _can_train(key, Config(**base | changes), data):
             listed[key] = changes
-    for windows in dict.fromkeys(changes.get("windows") for changes in listed.values()):
-        systems.encode_all(Config(**base | {"windows": windows}))
     configs = {key: [_config(base, changes, seed, folder) for seed in range(seeds)] for key, changes in listed.items()}
+    systems.encode_all(base, [config.windows for each in configs.values() for config in each])
     once = {config.out_dir: ("best", config) for each in configs.values() for config in each}
     done = dict(zip(once, systems.run_all(once.values(), jobs, resume)))
     results = {key: [done[config.out_dir] for config in each] for key, each in configs.items()}

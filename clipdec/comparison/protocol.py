@@ -9,8 +9,9 @@ As `fit` does it for the heads: labels held out of the training by the seed (`he
 moving average of the weights is what is judged, after every epoch, by the mean of two mAPs on val, of the labels in
 training and of the held-out ones; the last epoch within a standard error of the highest counts, and an end is made when
 `patience` epochs brought no higher one. A label that is not known of an image (`Split.known`) counts as absent in
-training. The limit of epochs, PROTOCOL, is the same for methods and heads. The learning rate is, of FACTORS times the
-method's own, the one whose epoch is best with seed 0; the other seeds take it over.
+training. The limit of epochs, PROTOCOL, is the same for methods and heads; these alone train in mixed precision, for
+speed. The learning rate is, of FACTORS times the method's own, the one whose epoch is best with seed 0; the other seeds
+take it over.
 """
 
 import math

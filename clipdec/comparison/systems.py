@@ -60,8 +60,7 @@ def compare(base, word_vectors, seeds, folder, systems=SYSTEMS, jobs=1, resume=F
     settings_file, where `base` was read, for the commands in the rows.
     """
     systems = [name for name in systems if _can_run(name, Config(**base))]
-    for windows in dict.fromkeys(CHANGES[name]["windows"] for name in systems):
-        encode_all(Config(**base | {"windows": windows}))
+    encode_all(base, [CHANGES[name]["windows"] for name in systems])
 
     def run(runs):
         """{(system, seed, factor of the learning rate): what `run_system` gives}."""
@@ -106,14 +105,15 @@ def _can_run(name, config):
     return not missing
 
 
-def encode_all(config):
-    """Tokens of all images, once, before several processes ask for them."""
-    data, towers = load_data(config.data), [ImageTower(config.text_tower, windows=config.windows)]
-    if config.image_tower != config.text_tower and not config.train_image_tower:
-        towers.append(image_tower(config))
-    for tower in towers:
-        for split in (data.train, data.val, data.test):
-            encode_split(tower, split, data, config)
+def encode_all(base, looks):
+    """Tokens of all images for each of `looks`, values of `windows`, before several processes ask for them."""
+    for config in [Config(**base | {"windows": windows}) for windows in dict.fromkeys(looks)]:
+        data, towers = load_data(config.data), [ImageTower(config.text_tower, windows=config.windows)]
+        if config.image_tower != config.text_tower and not config.train_image_tower:
+            towers.append(image_tower(config))
+        for tower in towers:
+            for split in (data.train, data.val, data.test):
+                encode_split(tower, split, data, config)
 
 
 def run_all(tasks, jobs, resume):

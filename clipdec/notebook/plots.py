@@ -256,7 +256,7 @@ def learning_curves(groups, named):
         for (colour, marker, style), name, end in zip(NAMED, here, ends):
             epochs = range(1, 1 + len(curves[name]))
             axis.plot(epochs, curves[name], style, marker=marker, ms=4, color=colour)
-            axis.text(epochs[-1] + 0.3, end, named[name], fontsize=7, va="center", color=colour)
+            axis.text(epochs[-1] + 0.5, end, named[name], fontsize=7, va="center", color=colour)
         longest = max((len(values) for values in curves.values()), default=1)
         axis.set(title=title, xlabel="epoch", xlim=(0.5, 1.75 * longest), xticks=range(1, 1 + longest))
     axes[0, 0].set_ylabel("mAP on val, %")

@@ -172,6 +172,8 @@ class Run:
         """Raises ValueError if a state belongs to other settings, data or weights."""
         its = {"as_author": [], "windows": 0} | without_switches(state["config"])
         others = changed(its, self.config.decisive()) or changed(state.get("inputs", self.inputs), self.inputs)
+        if any("val_error" not in row for row in state["position"]["history"]):
+            raise ValueError(f"{self.folder.path / 'state.pt'} is of an earlier version: set resume False")
         if others:
             made = f"{self.folder.path / 'state.pt'} was made with another {others}"
             raise ValueError(f"{made}: resume with the same, or set resume False")

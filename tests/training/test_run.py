@@ -344,6 +344,18 @@ def test_resuming_with_other_settings(train, finished, name, value):
     assert files(finished) == before
 
 
+def test_resuming_a_run_of_an_earlier_version(train, finished):
+    """Which kept the highest epoch: of its history nobody knows the errors of val."""
+    state = load_state(finished)
+    for row in state["position"]["history"]:
+        del row["val_error"]
+    torch.save(state, finished / "state.pt")
+    before = files(finished)
+    with pytest.raises(ValueError, match="state.pt is of an earlier version: set resume False"):
+        train(finished, epochs=2, resume=True)
+    assert files(finished) == before
+
+
 def test_resuming_with_other_data(tiny, train, finished, tmp_path):
     """Other photos, other labels of one, a label that was trained and is now unseen, under the same name."""
     before, labels = files(finished), tiny.labels
