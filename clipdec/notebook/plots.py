@@ -244,20 +244,18 @@ def steps(ladders):
 
 
 def learning_curves(groups, named):
-    """mAP on val by epoch. groups: {title: {system: [mAP of each epoch]}}; named: {system: text at the end of its
-    line}, in the order of NAMED; the others are grey.
+    """mAP on val by epoch. groups: {title: {system: [mAP of each epoch]}}; named: {system: text at the height
+    of its line's end}, in the order of NAMED; the others are grey.
     """
     figure, axes = _subplots(1, len(groups), figsize=(3.7 * len(groups), 3.6), sharey=True, squeeze=False)
     for axis, (title, curves) in zip(axes.flat, groups.items()):
-        here = [name for name in named if name in curves]
+        here, longest = [name for name in named if name in curves], max(map(len, curves.values()), default=1)
         for name in [name for name in curves if name not in named]:
             axis.plot(range(1, 1 + len(curves[name])), curves[name], color="#999999", linewidth=0.8)
         ends = _apart([curves[name][-1] for name in here], 3)
         for (colour, marker, style), name, end in zip(NAMED, here, ends):
-            epochs = range(1, 1 + len(curves[name]))
-            axis.plot(epochs, curves[name], style, marker=marker, ms=4, color=colour)
-            axis.text(epochs[-1] + 0.5, end, named[name], fontsize=7, va="center", color=colour)
-        longest = max((len(values) for values in curves.values()), default=1)
+            axis.plot(range(1, 1 + len(curves[name])), curves[name], style, marker=marker, ms=4, color=colour)
+            axis.text(longest + 0.3, end, named[name], fontsize=7, va="center", color=colour)
         axis.set(title=title, xlabel="epoch", xlim=(0.5, 1.75 * longest), xticks=range(1, 1 + longest))
     axes[0, 0].set_ylabel("mAP on val, %")
     return figure
