@@ -521,9 +521,11 @@ def album(tmp_path_factory):
 
 
 WAITING = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from data_prep import folder, photos
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and all that it starts
 
 go, real = Path(sys.argv.pop(1)), photos.make_row
 
