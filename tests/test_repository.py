@@ -21,10 +21,16 @@ from clipdec.training.config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ALL_NOTEBOOKS = [*NOTEBOOKS, *sorted((ROOT / "notebooks").glob("[es]*/*.ipynb"))]  # exercises, solutions
 FOLDERS = (".", "docs", "benchmarks", "results", "clipdec/mini_clip")
 PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 MOST_WORDS, WORDS_A_MINUTE = 1800, 200
 read = lambda path: nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def number(path):
+    """ "03b" of 03b_matching_head.ipynb."""
+    return path.stem.partition("_")[0]
 
 
 def test_environment_and_project_name_the_same_packages():
@@ -35,7 +41,7 @@ def test_environment_and_project_name_the_same_packages():
 
 
 def test_the_notebooks_are_all_there():
-    assert {"00", "01", "02", "03", "04", "05", "06", "07", "08"} <= {p.name[:2] for p in NOTEBOOKS}
+    assert [number(p) for p in NOTEBOOKS] == "00 01 01b 02 02b 03 03b 04 05 06 06b 07 08".split()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -44,7 +50,7 @@ def test_notebook_is_committed_as_it_ran(path):
     first, code = notebook.cells[0], [c for c in notebook.cells if c.cell_type == "code"]
     nbformat.validate(notebook)
     assert not {"widgets", "papermill"} & notebook.metadata.keys()
-    assert first.cell_type == "markdown" and first.source.startswith(f"# {path.name[:2]} · ")
+    assert first.cell_type == "markdown" and first.source.startswith(f"# {number(path)} · ")
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
     outputs = [o for c in code for o in c.outputs]
     assert outputs and "error" not in {o.output_type for o in outputs}
@@ -89,17 +95,21 @@ def test_notebooks_are_short_to_read(path):
     assert len(prose(read(path)).split()) <= MOST_WORDS
 
 
+def unfenced(text):
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+
+
 def links(text):
     """Where the links and pictures of a page lead, those out of the repository left out."""
-    text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    text = unfenced(text)
     found = re.findall(r"\]\(([^()\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
     return [link for link in found if not re.match(r"[a-z]+:", link)]
 
 
 def anchors(text):
     """What GitHub makes of the headings of a page."""
-    text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
-    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    titles = re.findall(r"^#+ (.+)$", unfenced(text), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -113,7 +123,7 @@ def test_links_of_pages_lead_somewhere(page):
         assert not anchor or anchor in anchors(target.read_text(encoding="utf8")), link
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").rglob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_links_of_notebooks_lead_somewhere(path):
     for link in links(prose(read(path))):
         target = (path.parent / link.partition("#")[0]).resolve()
@@ -127,19 +137,17 @@ def test_readme_is_short_and_leads_to_every_page():
     pages = {path for path in (ROOT / "docs").glob("*.md") if path.name != "index.md"}
     assert pages and pages <= led
     for path in (*pages, ROOT / "README.md"):
-        bare = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf8"), flags=re.S | re.M)
+        bare = unfenced(path.read_text(encoding="utf8"))
         assert bare.startswith("# ") and len(re.findall(r"^# ", bare, re.M)) == 1, path.name
 
 
 def test_the_table_of_symbols_names_what_is_in_the_code():
-    core = "\n".join(path.read_text(encoding="utf8") for path in (ROOT / "clipdec").rglob("*.py"))
-    core = set(re.findall(r"\w+", core))
-    rows = [line.split("|") for line in (ROOT / "docs" / "symbols.md").read_text(encoding="utf8").splitlines()]
-    codes = [name for row in rows if len(row) > 5 and row[-3] for name in re.findall(r"`([^`]+)`", row[-3])]
-    assert len(codes) > 30 and not {word for code in codes for word in re.findall(r"\w+", code)} - core
-    existing = {path.stem.partition("_")[0] for path in NOTEBOOKS}
-    introduced = {row[-2].strip() for row in rows if len(row) > 5 and "$" in row[1]}
-    assert introduced <= existing
+    known = {word for path in (ROOT / "clipdec").rglob("*.py") for word in re.findall(r"\w+", path.read_text("utf8"))}
+    page = (ROOT / "docs" / "symbols.md").read_text(encoding="utf8")
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| $")]
+    named = [word for *_, code, _ in rows for part in re.findall(r"`(.+?)`", code) for word in re.findall(r"\w+", part)]
+    assert len(rows) > 30 and len(named) > 30 and set(named) <= known
+    assert {row[-1].strip() for row in rows} <= {number(path) for path in NOTEBOOKS}
 
 
 def test_the_claims_are_shown_as_their_notebook_computes_them():
