@@ -18,12 +18,11 @@ COLOURS = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
 TASKS = "zsl", "gzsl"
 METHODS = {  # colour, marker and line of a method in every figure: by the first of these that is part of its name
     "this repository's head": ("#AA3377", "*", "-"), "the paper's head": ("#009E73", "D", "--"),
-    "the author's code": ("#00664B", "d", "-."), "CLIP-Decoder": ("#AA3377", "*", "-"), "BiAM": ("#757524", "P", ":"),
-    "MLP on tokens": ("#8C510A", "X", "--"), "linear map of tokens": ("#555555", "<", "-"),
-    "raw CLIP": ("#888888", "o", ":"), "untouched CLIP": ("#888888", "o", ":"), "windows": ("#BBBBBB", "s", ":"),
-    "chance": ("#DDDDDD", ".", ":"),
+    "the author's code": ("#8C510A", "X", "--"), "CLIP-Decoder": ("#AA3377", "*", "-"), "BiAM": ("black", "v", "-."),
+    "MLP on tokens": ("#757524", "P", ":"), "raw CLIP": ("#888888", "o", ":"),
+    "untouched CLIP": ("#888888", "o", ":"), "windows": ("#BBBBBB", "s", ":"), "chance": ("#DDDDDD", ".", ":"),
 }  # fmt: skip
-OTHERS = ("black", "v", "-."), ("#994455", "p", "--"), ("#997700", "h", ":")  # in turn
+OTHERS = ("#CC3311", "h", "-."), ("#555555", "<", "-"), ("#994F00", ">", ":"), ("#666633", "p", "--")  # in turn
 BLOCKS = {"training-free": "o", "transductive": "^", "trained on seen labels": "s"}  # markers of the others
 BARE = {"frame_on": False, "xticks": (), "yticks": ()}  # axes that hold a picture
 _subplots = partial(plt.subplots, layout="constrained")
@@ -209,7 +208,7 @@ def map_by_passes(points, named):
             for name, height in zip(here, heights):
                 colour, marker, _ = looks[named[task][name]]
                 x, y = passes * shift[points[name]["block"]], points[name][task]
-                axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=13 if marker == "*" else 8)
+                axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=8)
                 axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=7, va="center", color=colour)
         axis.set(xscale="log", ylabel=f"{task.upper()} mAP, %")
         axis.margins(y=0.1)
