@@ -22,7 +22,7 @@ PARTS = {
 }
 
 project, author, project_copyright = "clipdec", "the clipdec developers", "the clipdec developers"
-extensions = ["myst_nb"]
+extensions, nitpicky = ["myst_nb"], True
 root_doc = "README"
 include_patterns = ["README.md", "docs/*.md", "notebooks/**.ipynb"]
 exclude_patterns = ["**/.ipynb_checkpoints"]
@@ -35,9 +35,8 @@ myst_heading_anchors = 4
 pygments_dark_style = "github-dark"
 
 html_theme, html_title = "furo", "clipdec"
-html_theme_options = {"source_repository": GITHUB, "source_branch": "main", "source_directory": ""}
-html_theme_options |= {"top_of_page_buttons": ["view"]}  # on GitHub, where the theme would have it edited too
-html_copy_source = html_show_sourcelink = False
+html_theme_options = {"top_of_page_buttons": ["view"], "source_view_link": f"{GITHUB}/blob/main/{{filename}}"}
+html_copy_source = html_show_sourcelink = html_use_index = False
 html_static_path = ["book.css", str(Path(find_spec("sphinx-mathjax-offline").origin).parent / "static")]
 html_css_files = ["book.css"]
 html_favicon = "favicon.svg"
@@ -58,31 +57,37 @@ def add_contents(app, docname, source):
 def point_to_github(app, doctree):
     """Links to files and folders of the repository that are no pages lead to GitHub."""
     for link in [*doctree.findall(addnodes.pending_xref), *doctree.findall(addnodes.download_reference)]:
-        page = link.get("refdomain") == "doc"  # its target has no suffix, and is seen from the root
-        if link.get("reftype") != "myst" or page and link["reftarget"] in app.env.found_docs:
+        is_page = link.get("refdomain") == "doc"  # so MyST takes every .md: seen from the root, and without a suffix
+        if link.get("reftype") != "myst" or is_page and link["reftarget"] in app.env.found_docs:
             continue
         target, _, anchor = link["reftarget"].partition("#")
-        place = Path(app.srcdir, "" if page else Path(link["refdoc"]).parent, f"{target}.md" if page else target).resolve()
+        place = ROOT / f"{target}.md" if is_page else (ROOT / link["refdoc"]).parent / target
         if target and place.exists():
-            where = f"{GITHUB}/{'tree' if place.is_dir() else 'blob'}/main/{place.relative_to(ROOT).as_posix()}"
-            where += f"#{anchor or link.get('reftargetid')}" if anchor or link.get("reftargetid") else ""
-            link.replace_self(nodes.reference("", "", *link.children, refuri=where))
+            where = f"{GITHUB}/{'tree' if place.is_dir() else 'blob'}/main/"
+            where += place.resolve().relative_to(ROOT).as_posix()
+            anchor = anchor or link.get("reftargetid")
+            link.replace_self(nodes.reference("", "", *link.children, refuri=f"{where}#{anchor}" if anchor else where))
 
 
 def set_outputs_right(app, doctree):
-    """A picture gets the alternative text that stands beside it in the notebook; a widget, which needs a kernel, a note;
-    the badge of Colab, a picture from elsewhere, its words.
-    """
-    for output in doctree.findall(lambda node: node.get("nb_element") == "mime_bundle" if isinstance(node, nodes.container) else False):
-        kinds = {kind["mime_type"]: kind for kind in output.children}
-        for image in output.findall(nodes.image):
-            image["alt"] = kinds["text/plain"].astext()
+    """A picture gets the words that the notebook has in its place; a widget, which needs a kernel, a note."""
+    for output in doctree.findall(nodes.container):
+        kinds = {kind["mime_type"]: kind for kind in output if output.get("nb_element") == "mime_bundle"}
+        for image in [image for kind in kinds.values() for image in kind.findall(nodes.image)]:
+            image["alt"] = kinds["text/plain"].astext()  # MyST-NB reads no alternative text
         if WIDGET in kinds:
-            note = nodes.paragraph(text="A widget stands here when the notebook runs.", classes=["widget"])
-            kinds[WIDGET].children[:] = [note]
+            note = "A widget stands here when the notebook runs."
+            kinds[WIDGET].children = [nodes.paragraph("", note, classes=["widget"])]
+
+
+def write_for_the_book(app, doctree):
+    """The badge of Colab, a picture on another machine, becomes words; a solution is called so."""
     for image in list(doctree.findall(nodes.image)):
         if "://" in image["uri"]:
-            image.replace_self(nodes.inline(text=image["alt"], classes=["badge"]))
+            image.replace_self(nodes.inline("", image.get("alt", ""), classes=["badge"]))
+    if app.env.docname.startswith("notebooks/solutions/"):
+        for text in next(doctree.findall(nodes.title)).findall(nodes.Text):
+            text.parent.replace(text, nodes.Text(text.replace("Exercises", "Solutions")))
 
 
 def name_the_first_page(app, error):
@@ -93,6 +98,6 @@ def name_the_first_page(app, error):
 
 def setup(app):
     app.connect("source-read", add_contents)
-    app.connect("doctree-read", point_to_github, priority=100)  # before Sphinx collects files to download
-    app.connect("doctree-read", set_outputs_right, priority=100)  # and pictures
+    for change in (point_to_github, set_outputs_right, write_for_the_book):
+        app.connect("doctree-read", change, priority=100)  # before Sphinx collects titles, pictures and downloads
     app.connect("build-finished", name_the_first_page)
