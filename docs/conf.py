@@ -32,7 +32,7 @@ nb_render_markdown_format = "myst"  # of outputs, as of cells: with tables and e
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
 myst_heading_anchors = 4
-pygments_dark_style = "github-dark"
+pygments_dark_style, highlight_language = "github-dark", "none"
 
 html_theme, html_title = "furo", "clipdec"
 html_theme_options = {"top_of_page_buttons": ["view"], "source_view_link": f"{GITHUB}/blob/main/{{filename}}"}
