@@ -38,7 +38,7 @@ def book(tmp_path_factory):
     (command,) = re.findall(r"^\t\$\(BIN\)/python (-m sphinx .*)", makefile, re.MULTILINE)
     options = [re.sub("^book", lambda _: str(folder), option) for option in shlex.split(command)]
     done = subprocess.run([sys.executable, *options], cwd=ROOT, capture_output=True, text=True, encoding="utf8")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert done.returncode == 0 and not done.stderr, done.stderr
     return folder / "html"
 
 
