@@ -1,5 +1,5 @@
 # make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.   make results, make results-author: results/.
-# make lab: JupyterLab.   make app: the panel of notebook 05 as a page; another run: make app RUN=runs/coco.
+# make book: the notebooks as a site, book/html/index.html.   make lab: JupyterLab.   make app: the panel of notebook 05 as a page; another run: make app RUN=runs/coco.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
@@ -7,6 +7,12 @@ COMPARE := $(BIN)/python -m clipdec.comparison --jobs 2 --resume
 SHORT := --config results/settings/short.json
 FOUR := --config results/settings/four_epochs.json
 RUN ?= runs/emoji
+PHOTOS ?= detection-datasets/coco
+CLIP ?= open_clip:ViT-B-32/laion2b_s34b_b79k
+LIMIT ?= 1000
+EPOCHS ?= 10
+LOOK ?= 4
+PLACE := $(abspath $(or $(CLIPDEC_HOME),.))
 UPLOADS := '{"websocket_max_message_size": 104857600}'  # bytes; by default photos of more than 10 MB are lost
 BROWSER := tests/notebook/test_browser.py
 GROUPS := "tower passes" "alpha / beta" head prompt "label vectors" "decoder width" "seen labels in training"
@@ -14,7 +20,7 @@ POINTS := "author's points" "author's points, augmented"
 WITHOUT := raw_clip raw_clip_softmax ml_decoder clip_decoder best
 SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
 
-.PHONY: demo test test-units test-pages bench results results-author data lab app clean
+.PHONY: demo test test-units test-pages bench results results-author data photos book lab app clean
 .DELETE_ON_ERROR:
 
 demo: data
@@ -53,9 +59,25 @@ results-author: $(VENV)/.installed-test data
 	$(COMPARE) $(FOUR) --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_with_unseen
 	$(COMPARE) --config results/settings/without_unseen.json --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_without_unseen
 
+# PHOTOS: a data set of the hub with COCO's classes, or a local folder of its form; LIMIT: images of train, and of test.
+photos: $(VENV)/.installed
+	@echo "$(LIMIT) train and $(LIMIT) test photos of COCO (about 0.16 MB each) and a CLIP (ViT-B/32: 0.6 GB) are downloaded"
+	@echo "the first time; looking at the photos takes the longest, some minutes without a GPU."
+	$(BIN)/python -m data_prep.hub --dataset $(PHOTOS) --test-split val --labels-column objects.category --limit $(LIMIT) \
+		--seen data_prep/splits/coco_seen48.txt --unseen data_prep/splits/coco_unseen17.txt --out $(PLACE)/data/photos
+	@mkdir -p $(PLACE)/runs
+	$(BIN)/papermill notebooks/04_train.ipynb $(PLACE)/runs/photos.ipynb -p preset clip -p data $(PLACE)/data/photos \
+		-p out_dir $(PLACE)/runs/photos -p image_tower $(CLIP) -p text_tower $(CLIP) -p epochs $(EPOCHS) -p num_workers 0
+	$(BIN)/python -m clipdec.comparison.beside_clip $(PLACE)/runs/photos --windows 0 $(LOOK)
+
 data: $(VENV)/.installed
 	$(BIN)/python -m data_prep.emoji_scenes --out data/emoji
 	@mkdir -p runs
+
+# From the outputs as committed; nothing is executed.
+book: $(VENV)/.installed-book
+	$(BIN)/python -m sphinx --fail-on-warning --quiet --conf-dir docs --doctree-dir book/doctrees . book/html
+	@echo book/html/index.html
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(UPLOADS) notebooks
@@ -75,4 +97,4 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/emoji data/emoji_single runs
+	rm -rf $(VENV) data/emoji data/emoji_single runs book
