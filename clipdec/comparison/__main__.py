@@ -89,6 +89,8 @@ def _arguments(arguments):
         given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
         if others := given - {"runs", "data", "out"}:
             parser.error(f"runs are compared as they are: leave out --{', --'.join(sorted(others)).replace('_', '-')}")
+        if len(args.runs) < 2:
+            parser.error("runs are compared with each other: name two at least")
         return args
     if args.seeds < 1 or args.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, got {args.seeds} and {args.jobs}")

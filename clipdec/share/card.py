@@ -82,9 +82,9 @@ def about(config, labels):
     addresses = importlib.metadata.metadata("clipdec").get_all("Project-URL") or []
     clipdec = f"[clipdec]({addresses[0].split(', ')[1]})" if addresses else "clipdec"
     return f"""\
-A CLIP-Decoder (Ali and Khan, ICCV 2023 Workshops, arXiv 2406.14830) trained with {clipdec}: it says which of any labels \
-are in an image, each label's vector looking for itself in the image's tokens. The head (`head` {config.head}) was \
-trained with {len(labels.seen):,} seen labels; zero-shot figures are of {len(labels.unseen):,} unseen ones. All \
+A CLIP-Decoder (Ali and Khan, ICCV 2023 Workshops, arXiv 2406.14830) trained with {clipdec}. It says which of any \
+labels are in an image, each label's vector looking for itself in the image's tokens. The head (`head` {config.head}) \
+was trained with {len(labels.seen):,} seen labels; zero-shot figures are of {len(labels.unseen):,} unseen ones. All \
 settings are in `config.json`, all figures in `metrics.json`."""
 
 
