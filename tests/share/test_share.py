@@ -1,5 +1,6 @@
 """Sharing a run: its card says what metrics.json says, it opens on another machine, and nothing else goes."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,9 +18,9 @@ from safetensors import safe_open
 from clipdec import Config, LabelSpace, Predictor, load_run
 from clipdec.share import share as sharing
 from clipdec.share.__main__ import main
-from clipdec.share.card import base_models, loading, model_card, towers
-from clipdec.share.share import about_data, check_towers, share, shared_settings, write_shared
-from clipdec.training.shared import VECTORS
+from clipdec.share.card import base_models, model_card, towers
+from clipdec.share.share import about_data, check_towers, share, write_shared
+from clipdec.training.shared import SHARED, VECTORS
 
 NAME, LABELS = "user/tiny-head", ["pizza", "dog face", "key"]
 
@@ -143,14 +144,20 @@ def test_label_vectors_of_a_file_go_along(train, tiny, tmp_path, elsewhere):
         load_run(folder)
 
 
-def test_weights_of_a_tower_that_are_a_file_are_named(tmp_path):
-    path = timm_file("resnet10t.c3_in1k", tmp_path)[1]
-    config = Config(image_tower="timm:resnet10t.c3_in1k", image_weights=str(path))
-    assert shared_settings(config)["image_weights"] == path.name
-    text = loading(NAME, config)
-    assert re.search(r"needs a file that is not here.*`resnet10t.c3_in1k.safetensors`, SHA-256 `[0-9a-f]{64}`", text)
-    assert base_models(config) == [] and str(tmp_path) not in text
-    check_towers(config)
+def test_weights_of_a_tower_that_are_a_file_are_named(train, tiny, tmp_path, elsewhere):
+    run, folder, path = tmp_path / "run", tmp_path / "shared", timm_file("test_resnet.r160_in1k", tmp_path)[1]
+    train(run, image_tower="timm:test_resnet.r160_in1k", image_weights=str(path))
+    own, sha = Predictor.load(run)(tiny.test.image(1), LABELS), hashlib.sha256(path.read_bytes()).hexdigest()
+    assert set(write_shared(run, folder, NAME)) < {"README.md", *SHARED}
+    card = (folder / "README.md").read_text()
+    assert f"needs a file that is not here, the weights of its image tower: `{path.name}`, SHA-256 `{sha}`" in card
+    assert "base_model" not in front(card) and str(tmp_path) not in card
+    elsewhere(folder)
+    with pytest.raises(ValueError, match=f"image_weights .*home.{path.name} does not fit"):  # it is not there
+        Predictor.load(NAME)
+    (tmp_path / "home").mkdir()
+    shutil.copy(path, tmp_path / "home")
+    assert Predictor.load(NAME)(tiny.test.image(1), LABELS) == own
 
 
 @pytest.mark.parametrize("tower", ["local-dir:/home/me/clip", "open_clip:ViT-B-32//home/me/weights.pt"])
