@@ -24,13 +24,11 @@ def share(run, name, licence=OTHER, private=False):
     What goes are the model card and those of SHARED that the run has; states, logs and scores stay.
     Raises: ValueError or OSError as `write_shared`, or of the hub.
     """
-    check_name(name)
     with tempfile.TemporaryDirectory() as folder:
         write_shared(run, folder, name, licence)
         api = HfApi()
         address = api.create_repo(name, exist_ok=True, **({"private": True} if private else {}))
-        message = f"A run of clipdec: {', '.join(FILES[1:])}"
-        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES, commit_message=message)
+        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES, commit_message="A run of clipdec")
     return str(address)
 
 
