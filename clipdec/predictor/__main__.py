@@ -116,7 +116,8 @@ def parsed(arguments):
         prog="python -m clipdec.predictor", description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    run = "a folder that notebooks/04_train.ipynb wrote, or a CLIP, open_clip:<model>/<pretrained tag or file>"
+    run = "a folder that notebooks/04_train.ipynb wrote, user/name or user/name@revision of the Hugging Face hub, or "
+    run += "a CLIP, open_clip:<model>/<pretrained tag or file>"
     top_k = (
         "how many labels each photo gets; by default 10, of those given by --labels all, in files the predicted ones"
     )
