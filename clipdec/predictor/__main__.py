@@ -84,7 +84,7 @@ def show(predictor, answers):
     """Print the table of each photo as it comes, and below what its ticks mean; how many there were."""
     count = 0
     for photo, answer in answers:
-        print(f"{photo}\n{answer_table(predictor, answer)}\n")
+        print("\n" * bool(count) + f"{photo}\n{answer_table(predictor, answer)}")
         count += 1
     calibration = predictor.calibration
     rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
