@@ -155,7 +155,7 @@ def metric_bars(results, key="map"):
 def seed_points(results):
     """mAP of settings: a dot for a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}."""
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.3 * len(results)), sharey=True)
-    for axis, task, colour in zip(axes, TASKS, (UNSEEN, "#666666")):
+    for axis, task, colour in zip(axes, TASKS, (UNSEEN, SEEN)):
         for row, values in enumerate(np.array(result[task], dtype=float) for result in results.values()):
             axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, ms=5, mec="black", mew=0.4)
             axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black")
@@ -185,7 +185,7 @@ def map_by_passes(points, named):
             for (colour, marker, _), name, height in zip(NAMED, here, heights):
                 x, y = passes * shift[points[name]["block"]], points[name][task]
                 axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=8)
-                axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=8, va="center", color=colour)
+                axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=7, va="center", color=colour)
         axis.set(xscale="log", ylabel=f"{task.upper()} mAP, %")
         axis.margins(y=0.1)
         axis.grid(axis="y", alpha=0.3)
@@ -226,7 +226,7 @@ def steps(ladders):
     names = [f"{title}: {step}" for title, values in ladders.items() for step in values]
     kinds = list(max(ladders.values(), key=len))
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.28 * len(names)), sharey=True)
-    looks = [("#BBBBBB", ""), ("#777777", "//"), ("#009E73", ".."), ("#D55E00", "")]
+    looks = [("#BBBBBB", ""), (SEEN, "//"), ("#009E73", ".."), ("#D55E00", "")]
     for axis, task in zip(axes, TASKS):
         row = 0
         for values in ladders.values():
@@ -235,9 +235,9 @@ def steps(ladders):
                 colour, hatch = looks[kinds.index(step) % len(looks)]
                 axis.barh(row, value - before, left=before, color=colour, hatch=hatch, edgecolor="white")
                 text = f"{value - before:+.1f} → {value:.1f}" if before else f"{value:.1f}"
-                axis.text(max(before, value) + 1, row, text, va="center", fontsize=8)
+                axis.text(max(before, value) + 1, row, text, va="center", fontsize=7)
                 before, row = value, row + 1
-        axis.set(xlim=(0, 115), xlabel=f"{task.upper()} mAP, %")
+        axis.set(xlim=(0, 105), xlabel=f"{task.upper()} mAP, %")
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].invert_yaxis()
     return figure
@@ -247,19 +247,17 @@ def learning_curves(groups, named):
     """mAP on val by epoch. groups: {title: {system: [mAP of each epoch]}}; named: {system: text at the height
     of its line's end}, in the order of NAMED; the others are grey.
     """
-    figure, axes = _subplots(len(groups), 1, figsize=(7, 0.4 + 2.2 * len(groups)), sharex=True, squeeze=False)
+    figure, axes = _subplots(1, len(groups), figsize=(3.7 * len(groups), 3.6), sharey=True, squeeze=False)
     for axis, (title, curves) in zip(axes.flat, groups.items()):
         here, longest = [name for name in named if name in curves], max(map(len, curves.values()), default=1)
         for name in [name for name in curves if name not in named]:
             axis.plot(range(1, 1 + len(curves[name])), curves[name], color="#999999", linewidth=0.8)
-        gap = 0.09 * (max(map(max, curves.values()), default=1) - min(map(min, curves.values()), default=0))
-        ends = _apart([curves[name][-1] for name in here], gap)
+        ends = _apart([curves[name][-1] for name in here], 3)
         for (colour, marker, style), name, end in zip(NAMED, here, ends):
             axis.plot(range(1, 1 + len(curves[name])), curves[name], style, marker=marker, ms=4, color=colour)
-            axis.text(longest + 0.3, end, named[name], fontsize=8, va="center", color=colour)
-        axis.set(ylabel="mAP on val, %", xlim=(0.5, 1.35 * longest), xticks=range(1, 1 + longest))
-        axis.set_title(title, fontsize=9)
-    axes[-1, 0].set_xlabel("epoch")
+            axis.text(longest + 0.3, end, named[name], fontsize=7, va="center", color=colour)
+        axis.set(title=title, xlabel="epoch", xlim=(0.5, 1.75 * longest), xticks=range(1, 1 + longest))
+    axes[0, 0].set_ylabel("mAP on val, %")
     return figure
 
 
