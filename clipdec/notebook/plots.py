@@ -4,6 +4,7 @@ import base64
 import io
 import textwrap
 from functools import partial
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +16,12 @@ from clipdec.towers import UNIT
 SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
 COLOURS = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
 TASKS = "zsl", "gzsl"
-NAMED = ("#D55E00", "*", "-"), ("#009E73", "D", "--"), ("black", "v", "-."), (SEEN, "P", ":")  # looks of named systems
+METHODS = {  # colour, marker and line of a method in every figure: by the first of these that is part of its name
+    "this repository's head": ("#AA3377", "*", "-"), "the paper's head": ("#009E73", "D", "--"),
+    "CLIP-Decoder": ("#AA3377", "*", "-"), "raw CLIP": ("#888888", "o", ":"), "untouched CLIP": ("#888888", "o", ":"),
+    "windows": ("#BBBBBB", "s", ":"), "chance": ("#DDDDDD", ".", ":"),
+}  # fmt: skip
+OTHERS = ("black", "v", "-."), ("#757524", "P", ":"), ("#8C510A", "X", "--"), ("#555555", "<", "-")  # in turn
 BLOCKS = {"training-free": "o", "transductive": "^", "trained on seen labels": "s"}  # markers of the others
 BARE = {"frame_on": False, "xticks": (), "yticks": ()}  # axes that hold a picture
 _subplots = partial(plt.subplots, layout="constrained")
@@ -34,6 +40,13 @@ def show(figure, alt, dpi=None, display=display):
         figure.save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     display({"image/png": data, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def method_looks(names):
+    """{name: its colour, marker and line}: those of METHODS, and for any other name the next of OTHERS."""
+    others = cycle(OTHERS)
+    known = {name: [look for part, look in METHODS.items() if part in name] for name in names}
+    return {name: looks[0] if looks else next(others) for name, looks in known.items()}
 
 
 def scene_grid(split, labels, indices, columns=6):
@@ -137,17 +150,24 @@ def curves(history):
 
 
 def metric_bars(results, key="map"):
-    """ZSL and GZSL figures of several models side by side. results: {model name: {"zsl": {...}, "gzsl": {...}}}.
+    """ZSL and GZSL figures of several models side by side, each in the colour of its method.
 
-    No bar for a figure that does not exist (missing, None or nan).
+    results: {model name: {"zsl": {...}, "gzsl": {...}}, or a list of these, one a seed: a bar at their mean, a dot for
+    each}. No bar for a figure that does not exist (missing, None or nan).
     """
-    figure, axis = _subplots(figsize=(6, 2.8))
+    figure, axis = _subplots(figsize=(7, 2.8))
+    looks = method_looks(results)
     for i, (name, figures) in enumerate(results.items()):
+        seeds = figures if isinstance(figures, list) else [figures]
+        figures_of = ([each.get(task, {}).get(key) for task in TASKS] for each in seeds)
+        values = np.array(list(figures_of), dtype=float)  # [seeds, 2]
         x = np.arange(2) + 0.8 * (i - (len(results) - 1) / 2) / len(results)
-        values = np.array([figures.get(task, {}).get(key) for task in TASKS], dtype=float)
-        bars = axis.bar(x, values, 0.75 / len(results), label=name, color=COLOURS[i % len(COLOURS)])
-        axis.bar_label(bars, fmt="%.1f", fontsize=8)
+        bars = axis.bar(x, values.mean(0), 0.75 / len(results), label=name, color=looks[name][0])
+        axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2 + 3 * (len(seeds) > 1))
+        if len(seeds) > 1:
+            axis.plot(np.tile(x, len(seeds)), values.flatten(), "o", color="black", mfc="none", ms=3)
     axis.set(xticks=range(2), xticklabels=["ZSL", "GZSL"], ylabel="mAP, %" if key == "map" else f"{key.upper()}, %")
+    axis.margins(y=0.1)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -155,7 +175,7 @@ def metric_bars(results, key="map"):
 def seed_points(results):
     """mAP of settings: a dot for a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}."""
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.3 * len(results)), sharey=True)
-    for axis, task, colour in zip(axes, TASKS, (UNSEEN, SEEN)):
+    for axis, task, colour in zip(axes, TASKS, (UNSEEN, "#666666")):  # of unseen labels; of all labels
         for row, values in enumerate(np.array(result[task], dtype=float) for result in results.values()):
             axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, ms=5, mec="black", mew=0.4)
             axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black")
@@ -169,11 +189,13 @@ def seed_points(results):
 def map_by_passes(points, named):
     """mAP against the tower's passes an image, in three columns each; what a system learned from says its marker.
 
-    points: {system: {"passes", "block", "zsl", "gzsl"}}; named: {task: {system: text beside it}}, with the looks NAMED.
+    points: {system: {"passes", "block", "zsl", "gzsl"}}; named: {task: {system: text beside it}}, with the looks that
+    this text has in METHODS.
     """
     figure, axes = _subplots(2, 1, figsize=(8.4, 7), sharex=True)
     shift = dict(zip(BLOCKS, (0.86, 1, 1.16)))
     budgets = sorted({point["passes"] for point in points.values()})
+    looks = method_looks(text for task in TASKS for text in named[task].values())
     for axis, task in zip(axes, TASKS):
         for block, marker in BLOCKS.items():
             those = [point for point in points.values() if point["block"] == block]
@@ -182,7 +204,8 @@ def map_by_passes(points, named):
         for passes in budgets:
             here = [name for name in named[task] if points[name]["passes"] == passes]
             heights = _apart([points[name][task] for name in here], 4)
-            for (colour, marker, _), name, height in zip(NAMED, here, heights):
+            for name, height in zip(here, heights):
+                colour, marker, _ = looks[named[task][name]]
                 x, y = passes * shift[points[name]["block"]], points[name][task]
                 axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=8)
                 axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=7, va="center", color=colour)
@@ -226,14 +249,14 @@ def steps(ladders):
     names = [f"{title}: {step}" for title, values in ladders.items() for step in values]
     kinds = list(max(ladders.values(), key=len))
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.28 * len(names)), sharey=True)
-    looks = [("#BBBBBB", ""), (SEEN, "//"), ("#009E73", ".."), ("#D55E00", "")]
+    looks, hatches = method_looks(kinds), dict(zip(kinds, cycle(("", "//", "..", ""))))  # told apart without colour too
     for axis, task in zip(axes, TASKS):
         row = 0
         for values in ladders.values():
             before = 0
             for step, value in ((step, found[task]) for step, found in values.items()):
-                colour, hatch = looks[kinds.index(step) % len(looks)]
-                axis.barh(row, value - before, left=before, color=colour, hatch=hatch, edgecolor="white")
+                look = {"color": looks[step][0], "hatch": hatches[step], "edgecolor": "white"}
+                axis.barh(row, value - before, left=before, **look)
                 text = f"{value - before:+.1f} → {value:.1f}" if before else f"{value:.1f}"
                 axis.text(max(before, value) + 1, row, text, va="center", fontsize=7)
                 before, row = value, row + 1
@@ -245,15 +268,17 @@ def steps(ladders):
 
 def learning_curves(groups, named):
     """mAP on val by epoch. groups: {title: {system: [mAP of each epoch]}}; named: {system: text at the height
-    of its line's end}, in the order of NAMED; the others are grey.
+    of its line's end}, with the looks that this text has in METHODS; the others are grey.
     """
     figure, axes = _subplots(1, len(groups), figsize=(3.7 * len(groups), 3.6), sharey=True, squeeze=False)
+    looks = method_looks(named.values())
     for axis, (title, curves) in zip(axes.flat, groups.items()):
         here, longest = [name for name in named if name in curves], max(map(len, curves.values()), default=1)
         for name in [name for name in curves if name not in named]:
             axis.plot(range(1, 1 + len(curves[name])), curves[name], color="#999999", linewidth=0.8)
         ends = _apart([curves[name][-1] for name in here], 3)
-        for (colour, marker, style), name, end in zip(NAMED, here, ends):
+        for name, end in zip(here, ends):
+            colour, marker, style = looks[named[name]]
             axis.plot(range(1, 1 + len(curves[name])), curves[name], style, marker=marker, ms=4, color=colour)
             axis.text(longest + 0.3, end, named[name], fontsize=7, va="center", color=colour)
         axis.set(title=title, xlabel="epoch", xlim=(0.5, 1.75 * longest), xticks=range(1, 1 + longest))
@@ -281,7 +306,7 @@ def score_histogram(scores, targets, seen):
 def reliability_curves(groups):
     """How often labels of a probability are there. groups: {title: {curve: what `reliability` returns}}."""
     figure, axes = _subplots(1, len(groups), figsize=(3.6 * len(groups), 3.2), squeeze=False, sharey=True)
-    looks = (UNSEEN, "--s"), (SEEN, "-o"), (COLOURS[2], ":^")
+    looks = ("#888888", "--s"), (METHODS["CLIP-Decoder"][0], "-o"), ("black", ":^")
     for axis, (title, curves) in zip(axes.flat, groups.items()):
         axis.plot([0, 1], [0, 1], color="grey", linewidth=1, label="as it should be")
         for (name, (mean, share, _)), (colour, style) in zip(curves.items(), looks):

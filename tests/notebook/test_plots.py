@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from clipdec.notebook import plots
@@ -39,6 +40,40 @@ def test_every_system_is_a_point_and_named_ones_have_their_map_beside_them():
         assert all(0 <= height - float(text.split()[-1]) < 4 for text, height in texts.items())
 
 
+def test_a_method_has_one_colour_in_every_figure():
+    """That of its name, whatever stands before it; no method has the colour of seen or of unseen labels."""
+    paper, ours, raw = "CLIP-Decoder, the paper's head", "CLIP-Decoder", "raw CLIP"
+    looks = plots.method_looks([ours, paper, raw, "chance", "SPARC", "MKT"])
+    colours = [colour for colour, *_ in looks.values()]
+    assert len(set(colours)) == 6 and not {plots.SEEN, plots.UNSEEN} & set(colours)
+    assert plots.method_looks(["MKT", paper, "this repository's head"]) == {
+        "MKT": looks["SPARC"], paper: looks[paper], "this repository's head": looks[ours],
+    }  # fmt: skip
+
+    report = {"zsl": {"map": 4.0}, "gzsl": {"map": 2.0}}
+    for names in ([ours, raw], [raw, paper, ours]):
+        (axis,) = plots.metric_bars(dict.fromkeys(names, report)).axes
+        assert [to_hex(bars[0].get_facecolor(), False).upper() for bars in axis.containers] == [
+            looks[n][0] for n in names
+        ]
+    curves = {"best": [1.0, 5.0], "clip_decoder": [2.0, 3.0]}
+    for texts in ({"best": ours, "clip_decoder": paper}, {"clip_decoder": paper, "best": ours}):
+        (axis,) = plots.learning_curves({"1 pass": curves}, texts).axes
+        assert {line.get_color() for line in axis.lines[:1]} == {looks[list(texts.values())[0]][0]}
+    (point,) = (line for line in plots.map_by_passes(POINTS, {"zsl": {"ours": ours}, "gzsl": {}}).axes[0].lines[3:])
+    assert (point.get_color(), point.get_marker()) == looks[ours][:2]
+
+
+def test_bars_stand_at_the_mean_of_their_seeds():
+    seeds = [{"zsl": {"map": value}, "gzsl": {"map": value / 2}} for value in (10.0, 20.0, 60.0)]
+    (axis,) = plots.metric_bars({"one seed": seeds[0], "three": seeds, "nothing": {"zsl": {"map": None}}}).axes
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    assert heights[:2] == [[10, 5], [30, 15]] and np.isnan(heights[2]).all()
+    (dots,) = axis.lines
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in axis.containers[1]]
+    np.testing.assert_allclose(dots.get_xydata(), [(x, y / n) for y in (10, 20, 60) for x, n in zip(middles, (1, 2))])
+
+
 def test_a_forest_is_filled_where_it_is_sure():
     figure = plots.forest(DIFFERENCES, lambda found: found["mean"] == 2)
     for axis, task in zip(figure.axes, ("zsl", "gzsl")):
@@ -51,9 +86,9 @@ def test_a_forest_is_filled_where_it_is_sure():
 
 
 def test_a_step_starts_where_the_one_before_ends():
-    steps = {"CLIP": {"zsl": 20.0, "gzsl": 10.0}, "windows": {"zsl": 60.0, "gzsl": 40.0}}
-    steps |= {"head": {"zsl": 55.0, "gzsl": 45.0}}  # one may cost
-    few = {name: steps[name] for name in ("CLIP", "head")}
+    steps = {"raw CLIP": {"zsl": 20.0, "gzsl": 10.0}, "+ windows": {"zsl": 60.0, "gzsl": 40.0}}
+    steps |= {"the paper's head": {"zsl": 55.0, "gzsl": 45.0}}  # one may cost
+    few = {name: steps[name] for name in ("raw CLIP", "the paper's head")}
     zsl, gzsl = plots.steps({"1 pass": few, "5 passes": steps}).axes
     assert [(bar.get_x(), bar.get_width()) for bar in zsl.patches] == [(0, 20), (20, 35), (0, 20), (20, 40), (60, -5)]
     assert [text.get_text() for text in gzsl.texts] == ["10.0", "+35.0 → 45.0", "10.0", "+30.0 → 40.0", "+5.0 → 45.0"]
