@@ -19,9 +19,10 @@ class _Answer(nn.Module):
     def __init__(self, predictor):
         super().__init__()
         self.model, self.calibration = predictor.model, predictor.calibration
-        weight = self.model.clip_weight.item()
-        del self.model.clip_weight
-        self.model.clip_weight = weight  # a plain number in place of the buffer: the graph has no branch
+        if hasattr(self.model, "clip_weight"):  # untouched CLIP has none
+            weight = self.model.clip_weight.item()
+            del self.model.clip_weight
+            self.model.clip_weight = weight  # a plain number in place of the buffer: the graph has no branch
 
     def forward(self, pixels, queries):
         logits = self.calibration.log_odds(self.model.score(*self.model.tower(pixels), queries))
@@ -29,7 +30,8 @@ class _Answer(nn.Module):
 
 
 def export_onnx(run_folder, path):
-    """Write image tower, head and calibration of a run to an ONNX file, and check it against torch.
+    """Write image tower, head and calibration of a run, or untouched CLIP by its name, to an ONNX file, and check it
+    against torch.
 
     Inputs: `pixels` [images, 3, H, W] as the metadata's preprocessing makes them, and `queries` [labels, D], unit label
     vectors (`Predictor.vectors`); without `queries` the run's own labels are asked about (of which onnxruntime notes,

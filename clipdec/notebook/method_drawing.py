@@ -6,18 +6,18 @@ COLOURS = {"data": "#EEEEEE", "given": "#CFE6F5", "trained": "#FBE3B4", "loss": 
 KINDS = {"data": "data, vectors", "given": "pretrained", "trained": "new, trained", "loss": "loss"}
 PARTS = {  # name: (column, row, text, kind)
     "labels": (0, 3.3, "names of\nthe labels", "data"), "label_tower": (1, 3.3, "text\ntower", "given"),
-    "queries": (2, 3.3, "queries $q$\n[L, D]", "data"), "query_proj": (3, 3.3, "linear,\nReLU", "trained"),
+    "queries": (2, 3.3, "queries $q$\n[L, D]", "data"), "query_proj": (3, 3.3, "linear, ReLU\n$a$ [L, d]", "trained"),
     "targets": (5, 3.3, "targets $y$\n[B, L]", "data"),
     "image": (0, 2.3, "image\n[B, 3, H, W]", "data"), "image_tower": (1, 2.3, "image\ntower", "given"),
     "tokens": (2, 2.3, "tokens $x$\n[B, N, C]", "data"),
     "token_proj": (3, 2.3, "linear, ReLU\n$t$ [B, N, d]", "trained"),
-    "decoder": (4, 2.3, "decoder:\neach label looks\nat the tokens", "trained"),
+    "decoder": (4, 2.3, "decoder:\neach label looks\nat the tokens\n$f$ [B, L, d]", "trained"),
     "logits": (5, 2.3, "logits $z$\n[B, L]", "data"), "l_c": (6, 2.3, "$L_c$\nasymmetric", "loss"),
     "mean": (3, 1, "mean over\nthe tokens", "data"), "image_proj": (4, 1, "projection $W_v$", "trained"),
-    "image_vector": (5, 1, "$v$ [B, 512]", "data"), "loss": (6, 1.65, r"$\alpha\,L_{clip} + \beta\,L_c$", "loss"),
+    "image_vector": (5, 1, "$v$ [B, P]", "data"), "loss": (6, 1.65, r"$\alpha\,L_{clip} + \beta\,L_c$", "loss"),
     "sentence": (0, 0, "sentence of\nits labels", "data"), "sentence_tower": (1, 0, "text\ntower", "given"),
-    "sentence_vector": (2, 0, "$s$ [B, S]", "data"), "text_proj": (4, 0, "projection $W_w$", "trained"),
-    "text_vector": (5, 0, "$w$ [B, 512]", "data"), "l_clip": (6, 1, "$L_{clip}$\nInfoNCE", "loss"),
+    "sentence_vector": (2, 0, "$s$ [B, S]", "data"), "text_proj": (4, 0, "projection $W_c$", "trained"),
+    "text_vector": (5, 0, "$c$ [B, P]", "data"), "l_clip": (6, 1, "$L_{clip}$\nInfoNCE", "loss"),
 }  # fmt: skip
 PATHS = (
     "labels label_tower queries query_proj decoder", "targets l_c loss",

@@ -61,7 +61,8 @@ def show(predictor, answers):
     calibration = predictor.calibration
     rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
     basis = f"; {calibration.note}" if calibration.note else f", the best F1 on val; {rate}"
-    print(f"✓ predicted: at least {calibration.threshold:.3f}{basis}")
+    told = calibration.threshold < 1  # untouched CLIP predicts none
+    print(f"✓ predicted: at least {calibration.threshold:.3f}{basis}" if told else calibration.note)
 
 
 def main(arguments=None):
@@ -71,7 +72,8 @@ def main(arguments=None):
     )  # fmt: skip
     base_rate = "share of your photos that carry a label which you ask about, such as 0.05; by default that of val"
     top_k = "how many labels to print for each photo; by default 10, of those given by --labels all"
-    parser.add_argument("run_folder", help="a folder that notebooks/04_train.ipynb wrote")
+    run_help = "a folder that notebooks/04_train.ipynb wrote, or a CLIP, open_clip:<model>/<pretrained tag or file>"
+    parser.add_argument("run_folder", help=run_help)
     parser.add_argument("photos", nargs="+", help="image files")
     parser.add_argument("--labels", nargs="+", help="names, or @FILE of names; by default those of the run")
     parser.add_argument("--top-k", type=int, help=top_k)

@@ -8,21 +8,24 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from clipdec.calibration import Calibration
+from clipdec.calibration import Calibration, fit_calibration
 from clipdec.images import ImageError, open_image
-from clipdec.towers import UNIT
+from clipdec.labels import LabelSpace, same_name
+from clipdec.predictor.raw_clip import REMEDY, UNCALIBRATED, RawClip, is_clip, vocabulary
+from clipdec.towers import UNIT, encode_labels
 from clipdec.training.build import label_queries, load_run, read_labels
+from clipdec.training.config import Config
 
 BATCH = 32  # images, or windows of them, that are in memory at a time
 
 
 class Predictor:
-    """A trained CLIP-Decoder that answers for any image.
+    """A trained CLIP-Decoder, or untouched CLIP, that answers for any image.
 
-        predictor = Predictor.load("runs/emoji")
+        predictor = Predictor.load("runs/emoji")        # or Predictor.from_clip("open_clip:ViT-B-32/laion2b_s34b_b79k")
         predictor("photo.jpg", ["dog face", "pizza"])   # [("pizza", 0.93), ("dog face", 0.02)]
 
-    Its probabilities are calibrated on the run's val split: of the val labels with a probability near 0.3, three in ten
+    A run's probabilities are calibrated on its val split: of the val labels with a probability near 0.3, three in ten
     are there. Where the labels asked about are more common than there they would be too low, and elsewhere too high;
     `base_rate` says how common they are.
 
@@ -38,6 +41,7 @@ class Predictor:
     @classmethod
     def load(cls, run_folder, base_rate=None, device="auto"):
         """Open a run folder that `fit` wrote: its checkpoint.safetensors, config.json, labels.json and metrics.json.
+        The name of a CLIP in its place is opened by `from_clip`.
 
         Args:
             base_rate: the share of your images that carry a label which you ask about, such as 0.05; by default that of
@@ -45,6 +49,11 @@ class Predictor:
             device: auto (a GPU of CUDA if there is one, else the processor), cpu, cuda, or mps on a Mac.
         Raises: FileNotFoundError or ValueError if one of the files is missing or does not fit.
         """
+        if is_clip(run_folder):
+            predictor = cls.from_clip(run_folder, device=device)
+            if base_rate is not None:
+                raise ValueError(f"base_rate is for calibrated probabilities, and {UNCALIBRATED}: leave it out")
+            return predictor
         config, model = load_run(run_folder)
         config = replace(config, device=device)
         try:
@@ -55,6 +64,51 @@ class Predictor:
             raise FileNotFoundError(f"the run in {run_folder} {remedy}") from None
         model.to(config.device)
         return cls(model, config, labels, calibration if base_rate is None else calibration.at(base_rate))
+
+    @classmethod
+    def from_clip(cls, name="mini", labels=None, windows=25, device="auto"):
+        """Untouched CLIP, without any training: the softmax of its cosines, the highest of the whole image's and each
+        window's (`RawClip`).
+
+        Its numbers are no probabilities and it predicts none before `calibrate`; only their order counts.
+
+        Args:
+            name: a CLIP as towers are named, such as "open_clip:ViT-B-32/laion2b_s34b_b79k".
+            labels: the names between which the softmax decides, asked about when no labels are given, or a LabelSpace,
+                of which it is the seen ones; by default the names of COCO and NUS-WIDE. What else is asked about is
+                held against these, so let them be many.
+            windows: 0, 4, 25 or sizes and strides, see `clipdec.towers.windows_of`; 25 costs 26 passes an image.
+            device: as for `load`.
+        """
+        space = labels if isinstance(labels, LabelSpace) else LabelSpace([], list(labels or vocabulary()))
+        config = Config(image_tower=name, text_tower=name, windows=windows, device=device)
+        references = encode_labels(space.seen or space.unseen, name, config.prompt)
+        model = RawClip(name, references, config.windows).to(config.device).eval()
+        return cls(model, config, space, Calibration(threshold=1.0, note=f"{UNCALIBRATED}; {REMEDY}"))
+
+    def calibrate(self, images, labels, names=None):
+        """Fit `calibration` to some images of yours, so that probabilities and threshold are those of your photos.
+
+        Args:
+            images: a list, as for a prediction; some dozens with some dozens of labels are enough for two numbers.
+            labels: the names that each of them carries, a list a photo.
+            names: the names that were looked for in all of them; by default those that one of them carries.
+        Raises: ValueError if an image cannot be read, the lists differ in length, or these images cannot tell what a
+            score means.
+        """
+        if len(images) != len(labels):
+            raise ValueError(
+                f"there are {len(images)} images and labels of {len(labels)}: give a list of names an image"
+            )
+        names = list(dict.fromkeys(names or (name for each in labels for name in each)))
+        carried = [{same_name(name) for name in each} for each in labels]
+        targets = torch.tensor([[same_name(name) in each for name in names] for each in carried])
+        uncalibrated, self.calibration = self.calibration, Calibration()
+        scores = torch.cat([self.log_odds([open_image(image)], names) for image in images] or [torch.empty(0, 0)])
+        self.calibration = fit_calibration(scores, targets)
+        if self.calibration.note:
+            note, self.calibration = self.calibration.note.replace("val", "what was given"), uncalibrated
+            raise ValueError(f"{note}: give more images, with and without the labels")
 
     @property
     def threshold(self):

@@ -56,6 +56,10 @@ def test_windows_are_cut_in_the_file(tiny, train, tmp_path):
     compare(tmp_path / "run", tmp_path / "model.onnx", [tiny.test.image(i) for i in range(2)])
 
 
+def test_untouched_clip_by_its_name(tiny, tmp_path):
+    compare("mini", tmp_path / "model.onnx", [tiny.test.image(i) for i in range(2)])
+
+
 def test_another_tower_the_paper_s_head_and_vectors_of_a_file(tiny, settings, tmp_path):
     tower = timm.create_model("test_efficientnet", pretrained=False)
     save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, tmp_path / "tower.safetensors")

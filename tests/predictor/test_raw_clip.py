@@ -1,0 +1,108 @@
+"""Untouched CLIP as a Predictor: scores, which window, calibration by a few images, and the command."""
+
+import math
+
+import pytest
+import torch
+
+from clipdec import LabelSpace, Predictor, encode_labels
+from clipdec.labels import read_names, same_name
+from clipdec.predictor.__main__ import main
+from clipdec.predictor.raw_clip import VOCABULARY, vocabulary
+from clipdec.towers import ImageTower, load_clip
+from data_prep.names import SPLITS
+
+NAMES = ["dog face", "pizza", "key", "rainbow", "bus", "airplane"]
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor.from_clip("mini", NAMES, windows=4, device="cpu")
+
+
+def evidence(image, name, windows):
+    """Log-softmax of CLIP's cosines over NAMES, of `name`, for each look at an image, [looks]."""
+    tower = ImageTower("mini", windows=windows)
+    with torch.no_grad():
+        tokens, vectors = tower(tower.preprocess(image)[None])
+    looks = tokens[0] if windows else vectors
+    scale = load_clip("mini").model.logit_scale.exp().item()
+    logits = torch.stack([scale * torch.cosine_similarity(looks, vector[None]) for vector in encode_labels(NAMES)], 1)
+    return logits.log_softmax(1)[:, NAMES.index(name)]
+
+
+@pytest.mark.parametrize("windows", [0, 4])
+def test_a_score_is_the_best_look_at_the_softmax(tiny, windows):
+    predictor, image = Predictor.from_clip("mini", NAMES, windows, device="cpu"), tiny.test.image(3)
+    answer = dict(predictor(image))
+    assert answer.keys() == set(NAMES) and not any(p >= predictor.threshold for p in answer.values())
+    for name in NAMES:
+        expected = evidence(image, name, windows).max().sigmoid().item()
+        assert answer[name] == pytest.approx(expected, rel=1e-3, abs=0)
+        assert dict(predictor(image, [name]))[name] == pytest.approx(answer[name], rel=1e-3, abs=0)
+    assert predictor.calibration.note.startswith("untouched CLIP knows no probabilities")
+
+
+def test_the_explanation_is_the_window_that_the_score_comes_from(predictor, tiny):
+    image = tiny.test.image(5)
+    best = evidence(image, "rainbow", 4).argmax().item()
+    seen = predictor.explain(image, "rainbow") > 0
+    height, width = seen.shape
+    if best == 0:  # the whole image
+        assert seen.all()
+    top, left, size = [(0, 0, 128), *predictor.model.tower.boxes][best]
+    inside = torch.zeros(128, 128, dtype=torch.bool)
+    inside[top : top + size, left : left + size] = True
+    assert (
+        seen == inside[torch.arange(height) * 128 // height][:, torch.arange(width) * 128 // width]
+    ).float().mean() > 0.95
+    whole = Predictor.from_clip("mini", NAMES, windows=0, device="cpu").explain(image, "rainbow")
+    assert torch.allclose(whole, torch.full_like(whole, 1 / whole.numel()))
+
+
+def test_a_few_images_calibrate_it(tiny):
+    predictor = Predictor.from_clip("mini", tiny.labels, windows=0, device="cpu")
+    images = [tiny.test.image(i) for i in range(len(tiny.test))]
+    carried = [[tiny.labels.names[j] for j in row.nonzero().flatten()] for row in tiny.test.targets]
+    names = tiny.labels.names
+    before = [name for name, _ in predictor(images[0])]
+    predictor.calibrate(images, [[name.upper() for name in each] for each in carried], names)
+    assert predictor.calibration.base_rate == pytest.approx(tiny.test.targets.float().mean().item())
+    assert 0 < predictor.threshold < 1 and [name for name, _ in predictor(images[0])] == before
+    expected = sum(p for answer in predictor(images) for _, p in answer) / len(images) / len(names)
+    assert expected == pytest.approx(predictor.calibration.base_rate, rel=0.2)  # probabilities sum to what is there
+
+
+def test_what_cannot_calibrate_is_an_error_that_changes_nothing(predictor, tiny):
+    before, image = predictor.calibration, tiny.test.image(0)
+    with pytest.raises(ValueError, match="2 images and labels of 1"):
+        predictor.calibrate([image, image], [["key"]])
+    with pytest.raises(ValueError, match="what was given cannot tell, as each of its images carries all labels: give"):
+        predictor.calibrate([image], [["key"]])
+    with pytest.raises(ValueError, match="holds no image"):
+        predictor.calibrate([], [])
+    assert predictor.calibration == before
+
+
+def test_the_vocabulary_is_the_names_of_coco_and_nus_wide():
+    files = "coco_seen65", "coco_unseen15", "nus_wide_seen925", "nus_wide_unseen81"
+    assert {same_name(n) for f in files for n in read_names(SPLITS / f"{f}.txt")[0]} == {
+        same_name(n) for n in vocabulary()
+    }
+    assert len(vocabulary()) == len({same_name(name) for name in vocabulary()})
+    assert set(read_names(VOCABULARY)[1].values()) == {"COCO", "NUS-WIDE"}
+
+
+def test_a_clip_in_the_place_of_a_run_folder(tiny, tmp_path, capsys):
+    tiny.test.image(0).save(tmp_path / "x.png")
+    with pytest.raises(SystemExit) as ended:
+        main(["mini", str(tmp_path / "x.png"), "--top-k", "2", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert not ended.value.code and "only the order of labels counts" in printed and "✓" not in printed
+    with pytest.raises(ValueError, match="leave it out"):
+        Predictor.load("mini", base_rate=0.1)
+    loaded = Predictor.load("mini", device="cpu")
+    assert loaded.labels == LabelSpace([], vocabulary()) and loaded.model.tower.passes == 26
+    assert math.isclose(
+        dict(loaded(tiny.test.image(0)))["zebra"], dict(loaded(tiny.test.image(0), ["zebra"]))["zebra"], rel_tol=1e-4
+    )
