@@ -2,10 +2,10 @@
 
     python -m data_prep.folder --images photos --labels labels.csv --unseen names.txt --out data/mine
 
-The CSV has the columns `image,labels` (a path below the folder; labels separated by `;`), or `image` and one column of
-0 and 1 a label; between columns is a comma, a semicolon or a tab. Unseen labels are listed one a line (--unseen), or
-drawn among all (--hold-out 0.2 --seed 0). Every photo that carries one is in test, with a share of the others (--test),
-so that no training photo shows one.
+The CSV has the columns `image,labels` (a path below the folder; labels separated by `;`), as what
+`python -m clipdec.predictor --csv` writes, or `image` and one column of 0 and 1 a label; between columns is a comma, a
+semicolon or a tab. Unseen labels are listed one a line (--unseen), or drawn among all (--hold-out 0.2 --seed 0). Every
+photo that carries one is in test, with a share of the others (--test), so that no training photo shows one.
 """
 
 import difflib
@@ -32,6 +32,7 @@ def read_table(path):
     rows, lines = [], {}
     for line, cells in table:
         row = dict(zip(header, cells))
+        row.pop("probabilities", None)  # of tags that `python -m clipdec.predictor --csv` wrote
         image = image_path(row.pop("image"))
         if image == ".":
             raise ValueError(f"{path}, line {line}: it names no image: write its path, or take out the line")
@@ -41,7 +42,8 @@ def read_table(path):
         lines[image] = line
         rows.append((image, row))
     place = lambda image: f"{path}, line {lines[image]}"
-    mark = _separator([row["labels"] for _, row in rows], path) if set(header) == {"image", "labels"} else None
+    listed = set(header) - {"probabilities"} == {"image", "labels"}
+    mark = _separator([row["labels"] for _, row in rows], path) if listed else None
     rows = [(image, _list(row, mark, place(image)) if mark else _columns(row, place(image))) for image, row in rows]
     return relabel(rows, one_spelling((place(image), name) for image, names in rows for name in names))
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.text import Text
 
 import clipdec
 from clipdec.data import HOME
 from clipdec.notebook import plots
 
-SCENE = 3
+SCENE, WIDTH = 3, 9.5  # of the pictures, in inches
 data = clipdec.load_data("emoji")
 predictor = clipdec.Predictor.load(HOME / "runs" / "emoji", base_rate=0.02)  # about that of unseen labels
 image, targets = data.test[SCENE]
@@ -19,7 +20,10 @@ maps = predictor.explain(image, true)
 
 
 def pixels(figure):
-    """The figure as an RGB array."""
+    """The figure as an RGB array, as wide as the page, its texts so that they can be read there."""
+    figure.set_size_inches(WIDTH, figure.get_figheight())
+    for text in figure.findobj(Text):
+        text.set_fontsize(10)
     figure.set_dpi(150)
     figure.canvas.draw()
     array = np.asarray(figure.canvas.buffer_rgba())[..., :3]
@@ -27,10 +31,6 @@ def pixels(figure):
     return array
 
 
-left = pixels(plots.attention_overlay(image, maps, true))
-right = pixels(plots.score_bars([n for n, _ in top], [p for _, p in top], set(data.labels.unseen), set(true)))
-height = max(left.shape[0], right.shape[0])
-rest = [height - len(part) for part in (left, right)]
-margins = [((free // 2, free - free // 2), (0, 0), (0, 0)) for free in rest]
-both = np.hstack([np.pad(part, m, constant_values=255) for part, m in zip((left, right), margins)])
-plt.imsave(Path(__file__).with_suffix(".png"), both)
+looks = plots.attention_overlay(image, maps, true)
+bars = plots.score_bars([n for n, _ in top], [p for _, p in top], set(data.labels.unseen), set(true))
+plt.imsave(Path(__file__).with_suffix(".png"), np.vstack([pixels(looks), pixels(bars)]))

@@ -1,18 +1,20 @@
 """Print the labels of photos, the most probable first, and a tick at those that are predicted."""
 
 import argparse
-import glob
 import json
-import os
 import sys
 
 from clipdec.labels import read_names
+from clipdec.predictor.photos import TagsFile, found, write_sidecar
 from clipdec.predictor.predictor import Predictor
 from clipdec.training.processes import progress
 
+SOME = 10  # labels of a run that are printed for a photo
 EXAMPLES = """examples:
   python -m clipdec.predictor runs/emoji photo.jpg --labels "dog face" pizza
   python -m clipdec.predictor runs/emoji photos/*.jpg --json --labels @names.txt     # names.txt: a label a line
+  python -m clipdec.predictor runs/coco photos/ --csv tags.csv --write-xmp             # PHOTO.xmp beside each photo
+  python -m clipdec.predictor open_clip:ViT-B-32/laion2b_s34b_b79k photos/ --top-k 5 --csv tags.csv   # no training
 """
 
 
@@ -24,30 +26,52 @@ def answer_table(predictor, answer):
     return "\n".join(f"  {tick} {name:{width}}  {p:.3f}  {predictor.labels.kind(name)}" for tick, (name, p) in rows)
 
 
-def answer_json(predictor, photo, answer):
-    """The same for JSON."""
-    rows = [
-        {"label": name, "probability": round(p, 6), "predicted": p >= predictor.threshold,
-         "kind": predictor.labels.kind(name)} for name, p in answer
-    ]  # fmt: skip
-    return {"image": photo, "labels": rows}
+def print_json(predictor, answers):
+    """The same as JSON; how many there were."""
+    row = lambda name, p: {"label": name, "probability": round(p, 6), "predicted": p >= predictor.threshold}
+    rows = lambda answer: [row(name, p) | {"kind": predictor.labels.kind(name)} for name, p in answer]
+    records = [{"image": photo, "labels": rows(answer)} for photo, answer in answers]
+    print(json.dumps(records, indent=1, ensure_ascii=False))
+    return len(records)
 
 
 def ask(predictor, photos, labels, top_k):
-    """{photo: its answer}; a photo that cannot be read becomes a line on stderr."""
-    answers = {}
-    for photo in progress(photos, "photos"):
+    """Yield (photo, answer) as they come; a photo that cannot be read becomes a line on stderr."""
+    for photo, answer in progress(predictor.stream(photos, labels, top_k), "photos", total=len(photos)):
+        if isinstance(answer, ValueError):
+            print(f"error: {answer}", file=sys.stderr)
+        else:
+            yield photo, answer
+
+
+def check_tags(predictor, labels, top_k):
+    """Raises ValueError where tags could not be chosen, or not be told apart in a list."""
+    if predictor.threshold >= 1 and not top_k:
+        raise ValueError(f"{predictor.calibration.note}; or give --top-k, how many labels each photo gets")
+    if wrong := [name for name in labels or predictor.labels.names if ";" in name]:
+        raise ValueError(f"the label {wrong[0]!r} holds a semicolon, which separates labels: write it without")
+
+
+def tag(predictor, photos, labels, args):
+    """Write the tags of photos to a CSV, side-car files, or both: how many photos have theirs now."""
+    kept = TagsFile(args.csv) if args.csv else None
+    left = [photo for photo in photos if not kept or photo not in kept.done]
+    count = len(photos) - len(left)
+    if count:
+        print(f"{args.csv} has {count} of the photos already")
+    for photo, answer in ask(predictor, left, labels, args.top_k):
+        tags = answer if args.top_k else [(name, p) for name, p in answer if p >= predictor.threshold]
         try:
-            answers[photo] = predictor(photo, labels, top_k or (None if labels else 10))
-        except ValueError as error:
+            if args.write_xmp:
+                write_sidecar(photo, [name for name, _ in tags])
+        except FileExistsError as error:
             print(f"error: {error}", file=sys.stderr)
-    return answers
-
-
-def found(patterns):
-    """The paths that patterns such as photos/*.jpg stand for, which not every shell expands; else the text itself."""
-    for pattern in map(os.path.expanduser, patterns):
-        yield from [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern)) or [pattern]
+            continue
+        if kept:
+            kept.add(photo, tags)  # last: what stands there is done
+        count += 1
+    print(f"{count} of {len(photos)} photos have their tags")
+    return count
 
 
 def listed(labels):
@@ -57,47 +81,63 @@ def listed(labels):
 
 
 def show(predictor, answers):
-    print("\n\n".join(f"{photo}\n{answer_table(predictor, answer)}" for photo, answer in answers.items()))
+    """Print the table of each photo as it comes, and below what its ticks mean; how many there were."""
+    count = 0
+    for photo, answer in answers:
+        print(f"{photo}\n{answer_table(predictor, answer)}\n")
+        count += 1
     calibration = predictor.calibration
     rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
     basis = f"; {calibration.note}" if calibration.note else f", the best F1 on val; {rate}"
     told = calibration.threshold < 1  # untouched CLIP predicts none
     print(f"✓ predicted: at least {calibration.threshold:.3f}{basis}" if told else calibration.note)
+    return count
 
 
 def main(arguments=None):
+    args = parsed(arguments)
+    try:
+        labels, photos = listed(args.labels), found(args.photos)
+        predictor = Predictor.load(args.run_folder, args.base_rate, args.device)
+        predictor.vectors(labels or predictor.labels.names)
+        if args.csv or args.write_xmp:
+            check_tags(predictor, labels, args.top_k)
+            count = tag(predictor, photos, labels, args)
+        else:
+            answers = ask(predictor, photos, labels, args.top_k or (None if labels else SOME))
+            count = print_json(predictor, answers) if args.json else show(predictor, answers)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(int(count < len(photos)))
+
+
+def parsed(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m clipdec.predictor", description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    run = "a folder that notebooks/04_train.ipynb wrote, or a CLIP, open_clip:<model>/<pretrained tag or file>"
+    top_k = (
+        "how many labels each photo gets; by default 10, of those given by --labels all, in files the predicted ones"
+    )
     base_rate = "share of your photos that carry a label which you ask about, such as 0.05; by default that of val"
-    top_k = "how many labels to print for each photo; by default 10, of those given by --labels all"
-    run_help = "a folder that notebooks/04_train.ipynb wrote, or a CLIP, open_clip:<model>/<pretrained tag or file>"
-    parser.add_argument("run_folder", help=run_help)
-    parser.add_argument("photos", nargs="+", help="image files")
+    parser.add_argument("run_folder", help=run)
+    parser.add_argument("photos", nargs="+", help="image files, folders of them, or patterns such as photos/*.jpg")
     parser.add_argument("--labels", nargs="+", help="names, or @FILE of names; by default those of the run")
     parser.add_argument("--top-k", type=int, help=top_k)
     parser.add_argument("--base-rate", type=float, help=base_rate)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or mps on a Mac")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--csv", help="write the tags to this file, a line a photo; goes on where it was stopped")
+    parser.add_argument("--write-xmp", action="store_true", help="write PHOTO.xmp beside each photo, with its tags")
     args = parser.parse_args(arguments)
     if args.top_k is not None and args.top_k < 1:
         parser.error(f"--top-k must be at least 1, got {args.top_k}")
+    if args.json and (args.csv or args.write_xmp):
+        parser.error("--json prints, --csv and --write-xmp write: choose one of them")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a pipe of Windows may have no tick
-    try:
-        labels, photos = listed(args.labels), list(dict.fromkeys(found(args.photos)))
-        predictor = Predictor.load(args.run_folder, args.base_rate, args.device)
-        predictor.vectors(labels or predictor.labels.names)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    answers = ask(predictor, photos, labels, args.top_k)
-    if args.json:
-        records = [answer_json(predictor, photo, answer) for photo, answer in answers.items()]
-        print(json.dumps(records, indent=1, ensure_ascii=False))
-    elif answers:
-        show(predictor, answers)
-    sys.exit(int(len(answers) < len(photos)))
+    return args
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 import json
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,7 +19,8 @@ from clipdec.towers import UNIT, encode_labels
 from clipdec.training.build import label_queries, load_run, read_labels
 from clipdec.training.config import Config
 
-BATCH = 32  # images, or windows of them, that are in memory at a time
+BATCH = 32  # images, or windows of them, that the model looks at at a time
+OPENERS = 4  # threads that open images
 
 
 class Predictor:
@@ -121,10 +125,12 @@ class Predictor:
             self._vectors |= zip(missing, label_queries(self.config, missing).to(self.config.device))
         return torch.stack([self._vectors[name] for name in labels])
 
-    @torch.no_grad()
     def log_odds(self, images, labels):
         """Logits [B, L] of the probabilities of labels for some RGB images, on the CPU."""
-        pixels = torch.stack([self.model.tower.preprocess(image) for image in images])
+        return self._log_odds(torch.stack([self.model.tower.preprocess(image) for image in images]), labels)
+
+    @torch.no_grad()
+    def _log_odds(self, pixels, labels):
         tokens, vectors = self.model.tower(pixels.to(self.config.device))
         logits = self.model.score(tokens, vectors, self.vectors(labels))
         return self.calibration.log_odds(logits.float().cpu())
@@ -142,27 +148,52 @@ class Predictor:
             image that cannot be read.
         Raises: ValueError if a single image cannot be read, or a label is empty.
         """
-        labels = [labels] if isinstance(labels, str) else list(self.labels.names if labels is None else labels)
         if not isinstance(image, (list, tuple)):
-            return self._answers([open_image(image)], labels, top_k)[0]
-        self.vectors(labels)  # before any work is done: a wrong label costs no answer
+            labels = self._names(labels)
+            return self._answers(self.log_odds([open_image(image)], labels), labels, top_k)[0]
         answers = []
-        size = -(-BATCH // self.model.tower.passes)
-        for part in (image[i : i + size] for i in range(0, len(image), size)):
-            opened = [self._open(each) for each in part]
-            found = iter(self._answers([each for each in opened if each], labels, top_k))
-            answers += [next(found) if each else None for each in opened]
+        for _, answer in self.stream(image, labels, top_k):
+            if isinstance(answer, ImageError):
+                warnings.warn(f"left out: {answer}", stacklevel=2)
+            answers.append(None if isinstance(answer, ImageError) else answer)
         return answers
 
-    def _open(self, image):
-        try:
-            return open_image(image)
-        except ImageError as error:
-            warnings.warn(f"left out: {error}", stacklevel=3)
+    def stream(self, images, labels=None, top_k=None):
+        """Yield (image, its answer) for any number of images, one after the other, in memory that does not grow with
+        it: the next ones are opened while the model looks at some.
 
-    def _answers(self, images, labels, top_k):
+        Args: as for a prediction; images, any iterable. The answer of one that cannot be read is the ImageError.
+        """
+        labels, images = self._names(labels), iter(images)
+        self.vectors(labels)  # before any work is done: a wrong label costs no answer
+        with ThreadPoolExecutor(OPENERS) as pool:
+            size, waiting = -(-BATCH // self.model.tower.passes), deque()
+            while part := list(islice(images, size)):
+                waiting.append([(image, pool.submit(self._pixels, image)) for image in part])
+                if len(waiting) > 1:
+                    yield from self._answered(waiting.popleft(), labels, top_k)
+            if waiting:
+                yield from self._answered(waiting.popleft(), labels, top_k)
+
+    def _names(self, labels):
+        return [labels] if isinstance(labels, str) else list(self.labels.names if labels is None else labels)
+
+    def _pixels(self, image):
+        """Pixels [3, H, W] of an image, or why it has none."""
+        try:
+            return self.model.tower.preprocess(open_image(image))
+        except ImageError as error:
+            return error
+
+    def _answered(self, part, labels, top_k):
+        part = [(image, future.result()) for image, future in part]
+        pixels = [each for _, each in part if not isinstance(each, ImageError)]
+        found = iter(self._answers(self._log_odds(torch.stack(pixels), labels), labels, top_k) if pixels else [])
+        yield from ((image, each if isinstance(each, ImageError) else next(found)) for image, each in part)
+
+    def _answers(self, log_odds, labels, top_k):
         answers = []
-        for odds in self.log_odds(images, labels).double() if images else []:  # single ones round to 1 from 17 on
+        for odds in log_odds.double():  # single ones round to 1 from 17 on
             order = odds.argsort(descending=True, stable=True)[:top_k].tolist()
             answers.append([(labels[i], odds[i].sigmoid().item()) for i in order])
         return answers
