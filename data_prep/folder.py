@@ -82,25 +82,38 @@ def _columns(row, place):
     return [name for name, cell in row.items() if FLAGS[cell.casefold()]]
 
 
-def split_labels(names, unseen_file, hold_out, seed):
-    """(seen, unseen): the names of a list file, or a share of all names drawn at random, are unseen."""
+def split_labels(names, args, classes=()):
+    """(seen, unseen): the names of two list files, those of --unseen and all others, or a share drawn at random.
+
+    Args: names, those that an image carries; args, what `add_unseen_options` adds; classes, names that a data set
+        knows beside these, which a list may hold.
+    """
     if not names:
         raise ValueError("no image carries a label: see what the table or the column of labels holds")
-    if unseen_file:
-        known, unseen = {same_name(name): name for name in names}, set()
-        for name in read_names(unseen_file)[0]:
-            if same_name(name) not in known:
-                close = difflib.get_close_matches(name, names, 1)
-                hint = f": did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"{unseen_file} lists {name!r}, which no image carries{hint}")
-            unseen.add(known[same_name(name)])
+    known = {same_name(name): name for name in (*classes, *names)}
+    if args.unseen:
+        unseen = _listed(args.unseen, known)
     else:
-        unseen = set(random.Random(seed).sample(names, max(1, round(hold_out * len(names)))))
-    seen = [name for name in names if name not in unseen]
+        unseen = set(random.Random(args.seed).sample(names, max(1, round(args.hold_out * len(names)))))
+    seen = _listed(args.seen, known) if args.seen else set(names) - unseen
     if not seen:
         raise ValueError("every label is unseen: some must be left for training")
-    space = LabelSpace(seen, [name for name in names if name in unseen])
+    if both := sorted(seen & unseen):
+        raise ValueError(f"{args.seen} and {args.unseen} both list {both[0]!r}: a label is seen or unseen")
+    space = LabelSpace(sorted(seen), sorted(unseen))
     return space.seen, space.unseen
+
+
+def _listed(path, known):
+    """The names of a list file, as they are `known`, {what names are compared by: name}."""
+    found = set()
+    for name in read_names(path)[0]:
+        if same_name(name) not in known:
+            close = difflib.get_close_matches(name, known.values(), 1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{path} lists {name!r}, which no image carries{hint}")
+        found.add(known[same_name(name)])
+    return found
 
 
 def split_rows(rows, unseen, share, seed):
@@ -112,11 +125,13 @@ def split_rows(rows, unseen, share, seed):
 
 
 def add_unseen_options(options):
-    """Either a list of the unseen labels or a share of all labels."""
+    """Either a list of the unseen labels or a share of all labels, and which others are used."""
     which = options.add_mutually_exclusive_group(required=True)
     which.add_argument("--unseen", type=script.path, help="text file of the unseen labels, one a line")
     share = script.number(float, lambda x: 0 < x < 1, "a share above 0 and below 1")
     which.add_argument("--hold-out", type=share, help="share of the labels that becomes unseen, drawn with --seed")
+    only = "text file of the seen labels, if not all others are: those in neither list are ignored"
+    options.add_argument("--seen", type=script.path, help=only)
 
 
 def main():
@@ -133,7 +148,7 @@ def main():
             raise FileNotFoundError(f"there is no folder {args.images}: --images is the folder of the photos")
         rows = read_table(args.labels)
         names = sorted({name for _, labels in rows for name in labels})
-        seen, unseen = split_labels(names, args.unseen, args.hold_out, args.seed)
+        seen, unseen = split_labels(names, args)
         splits = split_rows(rows, unseen, args.test, args.seed)
         source = f"photos of {Path(args.images).name}, labels of {Path(args.labels).name}"
         photos.prepare(args, splits, seen, unseen, root=args.images, source=source, licence="that of the photos")

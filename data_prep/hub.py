@@ -22,12 +22,15 @@ from data_prep.folder import add_unseen_options, split_labels
 from data_prep.names import one_spelling, relabel
 from data_prep.writer import LeftOut
 
+ALSO = {"val": "validation", "validation": "val"}  # which of them a split is called depends on how a folder was read
+
 
 def open_splits(dataset, config, revision, train, test):
     """{"train", "test"}: the splits of these names, each as an IterableDataset. Raises ValueError."""
     if train == test:
         raise ValueError(f"--train-split and --test-split are both {train!r}: test would be what was trained on")
     splits = _all_splits(dataset, config, revision)
+    train, test = (ALSO[name] if name not in splits and ALSO.get(name) in splits else name for name in (train, test))
     if lacking := [name for name in (train, test) if name not in splits]:
         remedy = f"choose --train-split and --test-split among {', '.join(splits)}"
         if len(splits) == 1:
@@ -158,7 +161,8 @@ def main():
         spelled = one_spelling((place, name) for place, row in places for name in row)
         splits = {split: relabel(rows, spelled) for split, rows in found.items()}
         labels = sorted({name for rows in splits.values() for _, row in rows for name in row})
-        seen, unseen = split_labels(labels, args.unseen, args.hold_out, args.seed)
+        classes = getattr(label_feature(streams["train"].features, args.labels_column), "names", None) or ()
+        seen, unseen = split_labels(labels, args, classes)
         images = {split: Images(rows, args.image_column, args.dataset) for split, rows in streams.items()}
         images["val"] = images["train"]  # its end
         load = lambda split, items: [(f"{split} {i}", images[split][i], row) for i, row in items]

@@ -1,5 +1,7 @@
 """Your own photos: both forms of the CSV, unseen labels, and the split into train and test."""
 
+from types import SimpleNamespace
+
 import pytest
 import samples
 from samples import names, red, reds, refused
@@ -91,9 +93,13 @@ def test_a_wrong_line_is_named(tmp_path, text, message):
         table(tmp_path, text)
 
 
+def asked(unseen=None, hold_out=None, seed=0, seen=None):
+    return SimpleNamespace(unseen=unseen, hold_out=hold_out, seed=seed, seen=seen)
+
+
 def test_a_list_names_the_unseen_labels(tmp_path):
     (tmp_path / "unseen.txt").write_text("# held back\nLabel  07\n\nlabel 03\n")
-    seen, unseen = split_labels(NAMES, tmp_path / "unseen.txt", None, 0)
+    seen, unseen = split_labels(NAMES, asked(tmp_path / "unseen.txt"))
     assert unseen == ["label 03", "label 07"] and seen == [name for name in NAMES if name not in unseen]
 
 
@@ -101,25 +107,37 @@ def test_a_list_names_the_unseen_labels(tmp_path):
 def test_an_unknown_unseen_name_is_an_error(tmp_path, name, hint):
     (tmp_path / "unseen.txt").write_text(f"label 03\n{name}\n")
     with pytest.raises(ValueError) as error:
-        split_labels(NAMES, tmp_path / "unseen.txt", None, 0)
+        split_labels(NAMES, asked(tmp_path / "unseen.txt"))
     assert str(error.value).endswith(f"lists {name!r}, which no image carries{hint}")
 
 
 @pytest.mark.parametrize("share, count", [(0.2, 4), (0.01, 1), (0.5, 10), (0.95, 19)])
 def test_a_share_of_the_labels_is_held_out(share, count):
-    seen, unseen = split_labels(NAMES, None, share, 0)
+    seen, unseen = split_labels(NAMES, asked(hold_out=share))
     assert len(unseen) == count and sorted(seen + unseen) == NAMES and unseen == sorted(unseen)
 
 
 def test_the_seed_draws_the_labels():
-    drawn = [split_labels(NAMES, None, 0.2, seed) for seed in (0, 0, 1, 2)]
+    drawn = [split_labels(NAMES, asked(hold_out=0.2, seed=seed)) for seed in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1] and len({tuple(unseen) for _, unseen in drawn}) == 3
+
+
+def test_a_list_names_the_seen_labels_too_and_classes_may_be_of_no_image(tmp_path):
+    (tmp_path / "unseen.txt").write_text("label 03\n")
+    (tmp_path / "seen.txt").write_text("label 09\nrare\nLabel 01\n")
+    lists = asked(tmp_path / "unseen.txt", seen=tmp_path / "seen.txt")
+    found = split_labels(NAMES, lists, classes=["rare", "LABEL 01"])
+    assert found == (["label 01", "label 09", "rare"], ["label 03"])
+    with pytest.raises(ValueError, match="lists 'rare', which no image carries"):
+        split_labels(NAMES, lists)
+    with pytest.raises(ValueError, match="both list 'label 03'"):
+        split_labels(NAMES, asked(tmp_path / "unseen.txt", seen=tmp_path / "unseen.txt"))
 
 
 def test_some_labels_must_be_seen(tmp_path):
     (tmp_path / "all.txt").write_text("\n".join(NAMES))
     with pytest.raises(ValueError, match="every label is unseen"):
-        split_labels(NAMES, tmp_path / "all.txt", None, 0)
+        split_labels(NAMES, asked(tmp_path / "all.txt"))
 
 
 @pytest.mark.parametrize("share, count", [(0, 0), (0.2, 17), (0.5, 42)])

@@ -1,0 +1,100 @@
+"""`make photos` from the first line to the last, on local files of the form that the hub and open_clip have."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Features, Image, Sequence, Value
+from helpers import ROOT
+from safetensors.torch import save_file
+
+from clipdec.comparison import beside_clip
+from clipdec.data import load_data
+from clipdec.labels import read_names
+from clipdec.training.build import load_run
+from data_prep.names import SPLITS
+
+sys.path.append(str(ROOT / "tests" / "data_prep"))
+from samples import encode  # noqa: E402
+
+SEEN, UNSEEN = (read_names(SPLITS / f"coco_{name}.txt")[0] for name in ("seen48", "unseen17"))
+OTHERS = [f"other class {i}" for i in range(15)]
+CLASSES = sorted(SEEN + UNSEEN + OTHERS)
+MODEL = "ViT-S-32-alt"
+
+
+def parquet(folder):
+    """A data set as detection-datasets/coco lays it out: a folder of parquet files with images and their objects."""
+    objects = {"bbox_id": Sequence(Value("int64")), "category": Sequence(ClassLabel(names=CLASSES))}
+    features = Features({"image_id": Value("int64"), "image": Image(), "objects": objects})
+    folder.mkdir()
+    for split, count in (("train", 40), ("val", 30)):
+        table = pa.Table.from_pylist([row(split, i) for i in range(count)], schema=features.arrow_schema)
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+
+
+def row(split, i):
+    pixels = np.random.default_rng([i, split == "val"]).integers(0, 256, (24, 32, 3), np.uint8)
+    photo = {"bytes": encode(PIL.Image.fromarray(pixels), "JPEG"), "path": None}
+    names = [SEEN[i % 48], SEEN[(7 * i) % 48], UNSEEN[i % 17], OTHERS[i % 15]]
+    objects = {"bbox_id": list(range(4)), "category": [CLASSES.index(name) for name in names]}
+    return {"image_id": i, "image": photo, "objects": objects}
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_the_whole_command(tmp_path):
+    parquet(tmp_path / "coco")
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(MODEL).state_dict(), tmp_path / "weights.safetensors")
+    clip, home = f"open_clip:{MODEL}/{tmp_path / 'weights.safetensors'}", tmp_path / "home"
+    venv = Path(sys.prefix)
+    values = {"VENV": venv, "PHOTOS": tmp_path / "coco", "CLIP": clip, "LIMIT": 32, "EPOCHS": 1}
+    command = ["make", "-o", str(venv / ".installed"), "photos", *(f"{name}={value}" for name, value in values.items())]
+    environment = os.environ | {"CLIPDEC_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("32 train and 32 test photos of COCO (about 0.16 MB each) and a CLIP")
+    data = load_data(home / "data" / "photos")
+    assert (data.labels.seen, data.labels.unseen) == (sorted(SEEN), sorted(UNSEEN))
+    assert len(data.train) + len(data.val) == 32 and len(data.test) == 30
+    config, model = load_run(home / "runs" / "photos")
+    assert config.preset == "clip" and config.image_tower == clip and model.tower.num_tokens == 49
+    table = done.stdout[done.stdout.index("passes") :]
+    rows = re.findall(
+        r"^(raw CLIP, cosine|raw CLIP, softmax|CLIP-Decoder) +(\d+)((?: +\d+\.\d){4})$", table, re.MULTILINE
+    )
+    assert [(name, int(passes)) for name, passes, _ in rows] == [
+        ("raw CLIP, cosine", 1), ("raw CLIP, softmax", 1), ("raw CLIP, softmax", 5), ("CLIP-Decoder", 1),
+    ]  # fmt: skip
+
+
+def test_a_run_beside_clip(tiny, tiny_run):
+    """The cosine row and the run's are those of metrics.json; the order within an image is that of the cosine."""
+    folder, metrics = tiny_run
+    rows = beside_clip.beside_clip(folder, [0])
+    assert [(name, passes) for name, passes, _ in rows] == [
+        ("raw CLIP, cosine", 1),
+        ("raw CLIP, softmax", 1),
+        ("CLIP-Decoder", 1),
+    ]
+    cosine, softmax, run = (report for _, _, report in rows)
+    assert cosine == metrics["raw_clip"] and run["zsl"] == metrics["zsl"]
+    assert softmax["gzsl"]["f1@3"] == pytest.approx(cosine["gzsl"]["f1@3"], abs=0.5)
+    line = beside_clip.table(rows).splitlines()[-1]
+    figures = [metrics[task][name] for task, name in beside_clip.COLUMNS.values()]
+    assert line.split() == ["CLIP-Decoder", "1", *(f"{x:.1f}" for x in figures)]
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(SystemExit, match="error: .*metrics.json"):
+        beside_clip.main([str(tmp_path)])
