@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import datasets
 import torch
 
 from clipdec.images import open_image
@@ -26,14 +25,14 @@ PREPARE = {"emoji": "python -m data_prep.emoji_scenes"}  # how a data set known 
 class Split:
     """Images of one split: `split[i]` is (RGB PIL image, multi-hot labels [L]); `targets` [M, L] are those of all.
 
-    `rows` is the stored table, memory-mapped, `stored` a text that stands for its contents, and `index` [M] says which
-    of its rows are the split's, in order. `known` [M, L] says which labels were verified, as there or as absent; nobody
-    asked about the others. None: all are known.
+    `rows` is the stored table, a memory-mapped datasets.Dataset, `stored` a text that stands for its contents, and
+    `index` [M] says which of its rows are the split's, in order. `known` [M, L] says which labels were verified, as
+    there or as absent; nobody asked about the others. None: all are known.
     Raises ValueError that names the image if a file cannot be decoded.
     """
 
     name: str
-    rows: datasets.Dataset
+    rows: object
     targets: torch.Tensor
     index: torch.Tensor
     stored: str
@@ -109,6 +108,8 @@ def load_data(name_or_folder="emoji"):
         wanted = "does not hold lists of seen and unseen names"
         raise ValueError(f"{folder / 'labels.json'} {wanted} ({error}): {remedy}") from None
     labels = LabelSpace(*names)
+    import datasets  # here: names, towers and predictions need no data set
+
     tables = datasets.load_from_disk(folder)
     if missing := {"train", "val", "test"} - set(tables):
         raise FileNotFoundError(f"{folder} lacks the split {', '.join(sorted(missing))}: {remedy}")
@@ -119,7 +120,7 @@ def load_data(name_or_folder="emoji"):
 def _split(table, name, count):
     targets = _marks(table, "labels", name, count)
     known = _marks(table, "absent", name, count).logical_or_(targets) if "absent" in table.column_names else None
-    images = table.cast_column("image", datasets.Image(decode=False))
+    images = table.cast_column("image", type(table.features["image"])(decode=False))
     return Split(name, images, targets, torch.arange(len(table)), table._fingerprint, known)
 
 

@@ -24,6 +24,8 @@ METHODS = {  # colour, marker and line of a method in every figure: by the first
 }  # fmt: skip
 OTHERS = ("#CC3311", "h", "-."), ("#555555", "<", "-"), ("#994F00", ">", ":"), ("#666633", "p", "--")  # in turn
 BLOCKS = {"training-free": "o", "transductive": "^", "trained on seen labels": "s"}  # markers of the others
+LINE = 0.165  # inches, of text below a picture
+ZERO = 0.4  # where zero is drawn on a logarithmic axis
 BARE = {"frame_on": False, "xticks": (), "yticks": ()}  # axes that hold a picture
 _subplots = partial(plt.subplots, layout="constrained")
 
@@ -51,30 +53,52 @@ def method_looks(names):
 
 
 def scene_grid(split, labels, indices, columns=6):
-    """Images of a split with their labels below, unseen ones marked with an asterisk."""
-    rows = max(1, -(-len(indices) // columns))
-    figure, axes = _subplots(rows, columns, figsize=(1.7 * columns, 2.3 * rows), squeeze=False, subplot_kw=BARE)
-    for axis, i in zip(axes.flat, indices):
-        image, targets = split[i]
+    """Images of a split, each above its labels: seen ones in blue, unseen ones on orange and with an asterisk."""
+    cells, rows = [split[i] for i in indices], max(1, -(-len(indices) // columns))
+    names, width = [_below(targets, labels) for _, targets in cells], min(1.7, 8.5 / columns)
+    height = width + LINE * (max(map(len, names), default=0) + 0.7)
+    figure, axes = _subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, subplot_kw=BARE)
+    for axis, (image, _), lines in zip(axes.flat, cells, names):
         axis.imshow(image)
-        names = [labels.names[j] + ("*" if j >= len(labels.seen) else "") for j in targets.nonzero().flatten()]
-        axis.set_title("\n".join(textwrap.wrap(", ".join(names), 24)[:4]), fontsize=7, y=0, va="top", pad=-2)
+        axis.set_anchor("N")
+        for i, (text, look) in enumerate(lines):
+            place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "top"}
+            axis.annotate(text, (0.5, 0), (0, -72 * LINE * (i + 0.25)), fontsize=8.5, **place, **look)
     return figure
 
 
+def _below(targets, labels, width=21, most=8):
+    """[(line, look)] of an image's label names, the last one the number of those that are left out."""
+    unseen = {"color": "black", "bbox": {"facecolor": UNSEEN, "edgecolor": "none", "pad": 0.8}}
+    lines, there = [], targets.nonzero().flatten().tolist()
+    for left, j in zip(range(len(there), 0, -1), there):
+        name, look = (labels.names[j], {"color": SEEN}) if j < len(labels.seen) else (labels.names[j] + "*", unseen)
+        parts = textwrap.wrap(name.replace("$", r"\$"), width)
+        if len(lines) + len(parts) + (left > 1) > most:
+            return [*lines, (f"and {left} more", {"color": "black"})]
+        lines += [(part, look) for part in parts]
+    return lines
+
+
 def label_frequencies(splits, labels):
-    """How many images carry each label, most frequent first, on logarithmic axes (none: drawn at 0.5)."""
-    figure, axes = _subplots(1, len(splits), figsize=(3.6 * len(splits), 2.8), sharey=True, squeeze=False)
+    """How many images carry each label, most frequent first, on logarithmic axes. Zero has a place below 1."""
+    figure, axes = _subplots(1, len(splits), figsize=(8.6, 2.8), sharey=True, squeeze=False)
     kinds = ("seen", labels.seen_index.numpy(), "-", SEEN), ("unseen", labels.unseen_index.numpy(), "--", UNSEEN)
     for axis, split in zip(axes.flat, splits):
         counts = split.targets.sum(0).numpy()
         for kind, index, style, colour in kinds:
-            values, ranks = np.maximum(np.sort(counts[index])[::-1], 0.5), np.arange(1, len(index) + 1)
+            values, ranks = np.maximum(np.sort(counts[index])[::-1], ZERO), np.arange(1, len(index) + 1)
             if counts[index].any():
                 axis.loglog(ranks, values, style, color=colour, label=f"{kind} ({len(index)})")
-        axis.set(title=f"{split.name}, {len(split)} images", xlabel="rank of the label")
+        axis.axhline(ZERO**0.5, color="grey", linewidth=0.8, linestyle=":")  # half-way from 0 to 1 on this axis
+        axis.set_title(f"{split.name}, {len(split)} images", fontsize=10)
+        axis.set(xlabel="rank of the label", ylim=(0.75 * ZERO, None))
         if counts.any():
-            axis.legend(frameon=False)
+            axis.legend(frameon=False, fontsize=9)
+    top = max((split.targets.sum(0).max().item() for split in splits if split.targets.numel()), default=1)
+    ticks = [10**i for i in range(len(str(top)))]
+    axes[0, 0].set_yticks([ZERO, *ticks], ["0", *map(str, ticks)])
+    axes[0, 0].minorticks_off()
     axes[0, 0].set_ylabel("images")
     return figure
 
@@ -87,7 +111,7 @@ def matrix(values, rows, columns, title="", cmap="viridis"):
     middle = (values.max() + values.min()) / 2
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value < middle else "black"
-        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_title(title, fontsize=9)

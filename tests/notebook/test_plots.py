@@ -3,9 +3,11 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from clipdec.labels import LabelSpace
 from clipdec.notebook import plots
 from clipdec.towers import UNIT, windows_of
 
@@ -44,8 +46,9 @@ def test_a_method_has_one_colour_in_every_figure():
     """That of its name, whatever stands before it; no method has the colour of seen or of unseen labels."""
     paper, ours, raw = "CLIP-Decoder, the paper's head", "CLIP-Decoder", "raw CLIP"
     looks = plots.method_looks([ours, paper, raw, "chance", "SPARC", "MKT"])
-    colours = [colour for colour, *_ in looks.values()]
-    assert len(set(colours)) == 6 and not {plots.SEEN, plots.UNSEEN} & set(colours)
+    colours = [colour for colour, *_ in [*plots.METHODS.values(), *plots.OTHERS]]
+    assert len(set(colours)) == len(colours) - 2 and not {plots.SEEN, plots.UNSEEN} & set(colours)  # two have two names
+    assert looks[ours] != looks[paper] and looks["SPARC"] != looks["MKT"]
     assert plots.method_looks(["MKT", paper, "this repository's head"]) == {
         "MKT": looks["SPARC"], paper: looks[paper], "this repository's head": looks[ours],
     }  # fmt: skip
@@ -115,3 +118,45 @@ def test_windows_are_outlined_where_they_are_cut():
             gaps = outline.get_bbox().extents - (left, top, left + size, top + size)  # left, top, right, bottom
             inset = gaps[0]
             assert 0 < inset < 6 and gaps == pytest.approx(inset * np.array([1, 1, -1, -1]))
+
+
+class Few:
+    """A split in memory: images of one colour with targets [M, L]."""
+
+    name = "few"
+
+    def __init__(self, targets):
+        self.targets = torch.as_tensor(targets, dtype=torch.bool)
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, i):
+        return Image.new("RGB", (40, 40), (200, 100, 50)), self.targets[i]
+
+
+def test_names_stand_below_their_image_and_unseen_ones_are_marked():
+    labels = LabelSpace(["cat", "a house with a very long name", *(f"thing {i}" for i in range(8))], ["$5", "tiger"])
+    split = Few([[1] + 9 * [0] + [1, 0], [0, 1] + 8 * [0] + [0, 1], 12 * [1]])
+    figure = plots.scene_grid(split, labels, [0, 1, 2], columns=2)
+    first, second, third, empty = ([(t.get_text(), t.get_color()) for t in axis.texts] for axis in figure.axes)
+    assert first == [("cat", plots.SEEN), (r"\$5*", "black")] and empty == []
+    assert [text for text, _ in second] == ["a house with a very", "long name", "tiger*"]
+    assert len(third) == 8 and third[-1] == ("and 6 more", "black")  # its 12 names need 13 lines
+    boxes = {text.get_text(): text.get_bbox_patch() for axis in figure.axes for text in axis.texts}
+    assert to_hex(boxes["tiger*"].get_facecolor()) == plots.UNSEEN.lower() and boxes["cat"] is None
+    figure.canvas.draw()
+    for text in (text for axis in figure.axes for text in axis.texts):
+        extent = text.get_window_extent()
+        assert extent.y0 > 0 and extent.x1 < figure.bbox.x1 and text.get_fontsize() >= 8
+
+
+def test_a_label_without_images_stands_at_the_tick_of_zero():
+    labels, targets = LabelSpace(["a", "b", "c"], ["d"]), np.zeros((30, 4))
+    targets[:, 0], targets[:3, 1], targets[:12, 3] = 1, 1, 1
+    (axis,) = plots.label_frequencies([Few(targets)], labels).axes
+    seen, unseen, edge = axis.lines
+    ticks = dict(zip((tick.get_text() for tick in axis.get_yticklabels()), axis.get_yticks()))
+    assert list(seen.get_ydata()) == [30, 3, ticks["0"]] and list(unseen.get_ydata()) == [12]
+    assert (seen.get_color(), unseen.get_color()) == (plots.SEEN, plots.UNSEEN)
+    assert ticks["0"] < edge.get_ydata()[0] < ticks["1"] == 1 and ticks["10"] == 10 and "100" not in ticks
