@@ -102,7 +102,7 @@ class Config:
     checkpoint_tower: bool = setting("True: a trained tower recomputes activations: less memory, a third more time")
     augment: bool = setting("True: RandAugment and Cutout; images are then encoded anew in every epoch")
     head: str = setting(
-        "ml_decoder: the paper's; linear, matching, residual: this repository's, in three steps (notebook 03)",
+        "ml_decoder: the paper's; linear, matching, residual: this repository's, in three steps (notebook 03b)",
         one_of("ml_decoder", "linear", "matching", "residual"),
     )
     embed_dim: int = setting("width of the decoder (the paper's code: 768)", WIDTHS)
