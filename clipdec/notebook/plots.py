@@ -4,6 +4,7 @@ import base64
 import io
 import textwrap
 from functools import partial
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,8 +16,16 @@ from clipdec.towers import UNIT
 SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
 COLOURS = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
 TASKS = "zsl", "gzsl"
-NAMED = ("#D55E00", "*", "-"), ("#009E73", "D", "--"), ("black", "v", "-."), (SEEN, "P", ":")  # looks of named systems
+METHODS = {  # colour, marker and line of a method in every figure: by the first of these that is part of its name
+    "this repository's head": ("#AA3377", "*", "-"), "the paper's head": ("#009E73", "D", "--"),
+    "the author's code": ("#8C510A", "X", "--"), "CLIP-Decoder": ("#AA3377", "*", "-"), "BiAM": ("black", "v", "-."),
+    "MLP on tokens": ("#757524", "P", ":"), "raw CLIP": ("#888888", "o", ":"),
+    "untouched CLIP": ("#888888", "o", ":"), "windows": ("#BBBBBB", "s", ":"), "chance": ("#DDDDDD", ".", ":"),
+}  # fmt: skip
+OTHERS = ("#CC3311", "h", "-."), ("#555555", "<", "-"), ("#994F00", ">", ":"), ("#666633", "p", "--")  # in turn
 BLOCKS = {"training-free": "o", "transductive": "^", "trained on seen labels": "s"}  # markers of the others
+LINE = 0.165  # inches, of text below a picture
+ZERO = 0.4  # where zero is drawn on a logarithmic axis
 BARE = {"frame_on": False, "xticks": (), "yticks": ()}  # axes that hold a picture
 _subplots = partial(plt.subplots, layout="constrained")
 
@@ -36,31 +45,60 @@ def show(figure, alt, dpi=None, display=display):
     display({"image/png": data, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
+def method_looks(names):
+    """{name: its colour, marker and line}: those of METHODS, and for any other name the next of OTHERS."""
+    others = cycle(OTHERS)
+    known = {name: [look for part, look in METHODS.items() if part in name] for name in names}
+    return {name: looks[0] if looks else next(others) for name, looks in known.items()}
+
+
 def scene_grid(split, labels, indices, columns=6):
-    """Images of a split with their labels below, unseen ones marked with an asterisk."""
-    rows = max(1, -(-len(indices) // columns))
-    figure, axes = _subplots(rows, columns, figsize=(1.7 * columns, 2.3 * rows), squeeze=False, subplot_kw=BARE)
-    for axis, i in zip(axes.flat, indices):
-        image, targets = split[i]
+    """Images of a split, each above its labels: seen ones in blue, unseen ones on orange and with an asterisk."""
+    cells, rows = [split[i] for i in indices], max(1, -(-len(indices) // columns))
+    names, width = [_below(targets, labels) for _, targets in cells], min(1.7, 8.5 / columns)
+    height = width + LINE * (max(map(len, names), default=0) + 0.7)
+    figure, axes = _subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, subplot_kw=BARE)
+    for axis, (image, _), lines in zip(axes.flat, cells, names):
         axis.imshow(image)
-        names = [labels.names[j] + ("*" if j >= len(labels.seen) else "") for j in targets.nonzero().flatten()]
-        axis.set_title("\n".join(textwrap.wrap(", ".join(names), 24)[:4]), fontsize=7, y=0, va="top", pad=-2)
+        axis.set_anchor("N")
+        for i, (text, look) in enumerate(lines):
+            place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "top"}
+            axis.annotate(text, (0.5, 0), (0, -72 * LINE * (i + 0.25)), fontsize=8.5, **place, **look)
     return figure
 
 
+def _below(targets, labels, width=21, most=8):
+    """[(line, look)] of an image's label names, the last one the number of those that are left out."""
+    unseen = {"color": "black", "bbox": {"facecolor": UNSEEN, "edgecolor": "none", "pad": 0.8}}
+    lines, there = [], targets.nonzero().flatten().tolist()
+    for left, j in zip(range(len(there), 0, -1), there):
+        name, look = (labels.names[j], {"color": SEEN}) if j < len(labels.seen) else (labels.names[j] + "*", unseen)
+        parts = textwrap.wrap(name.replace("$", r"\$"), width)
+        if len(lines) + len(parts) + (left > 1) > most:
+            return [*lines, (f"and {left} more", {"color": "black"})]
+        lines += [(part, look) for part in parts]
+    return lines
+
+
 def label_frequencies(splits, labels):
-    """How many images carry each label, most frequent first, on logarithmic axes (none: drawn at 0.5)."""
-    figure, axes = _subplots(1, len(splits), figsize=(3.6 * len(splits), 2.8), sharey=True, squeeze=False)
+    """How many images carry each label, most frequent first, on logarithmic axes. Zero has a place below 1."""
+    figure, axes = _subplots(1, len(splits), figsize=(8.6, 2.8), sharey=True, squeeze=False)
     kinds = ("seen", labels.seen_index.numpy(), "-", SEEN), ("unseen", labels.unseen_index.numpy(), "--", UNSEEN)
     for axis, split in zip(axes.flat, splits):
         counts = split.targets.sum(0).numpy()
         for kind, index, style, colour in kinds:
-            values, ranks = np.maximum(np.sort(counts[index])[::-1], 0.5), np.arange(1, len(index) + 1)
+            values, ranks = np.maximum(np.sort(counts[index])[::-1], ZERO), np.arange(1, len(index) + 1)
             if counts[index].any():
                 axis.loglog(ranks, values, style, color=colour, label=f"{kind} ({len(index)})")
-        axis.set(title=f"{split.name}, {len(split)} images", xlabel="rank of the label")
+        axis.axhline(ZERO**0.5, color="grey", linewidth=0.8, linestyle=":")  # half-way from 0 to 1 on this axis
+        axis.set_title(f"{split.name}, {len(split)} images", fontsize=10)
+        axis.set(xlabel="rank of the label", ylim=(0.75 * ZERO, None))
         if counts.any():
-            axis.legend(frameon=False)
+            axis.legend(frameon=False, fontsize=9)
+    top = max((split.targets.sum(0).max().item() for split in splits if split.targets.numel()), default=1)
+    ticks = [10**i for i in range(len(str(top)))]
+    axes[0, 0].set_yticks([ZERO, *ticks], ["0", *map(str, ticks)])
+    axes[0, 0].minorticks_off()
     axes[0, 0].set_ylabel("images")
     return figure
 
@@ -73,7 +111,7 @@ def matrix(values, rows, columns, title="", cmap="viridis"):
     middle = (values.max() + values.min()) / 2
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value < middle else "black"
-        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_title(title, fontsize=9)
@@ -137,17 +175,24 @@ def curves(history):
 
 
 def metric_bars(results, key="map"):
-    """ZSL and GZSL figures of several models side by side. results: {model name: {"zsl": {...}, "gzsl": {...}}}.
+    """ZSL and GZSL figures of several models side by side, each in the colour of its method.
 
-    No bar for a figure that does not exist (missing, None or nan).
+    results: {model name: {"zsl": {...}, "gzsl": {...}}, or a list of these, one a seed: a bar at their mean, a dot for
+    each}. No bar for a figure that does not exist (missing, None or nan).
     """
-    figure, axis = _subplots(figsize=(6, 2.8))
+    figure, axis = _subplots(figsize=(7, 2.8))
+    looks = method_looks(results)
     for i, (name, figures) in enumerate(results.items()):
+        seeds = figures if isinstance(figures, list) else [figures]
+        figures_of = ([each.get(task, {}).get(key) for task in TASKS] for each in seeds)
+        values = np.array(list(figures_of), dtype=float)  # [seeds, 2]
         x = np.arange(2) + 0.8 * (i - (len(results) - 1) / 2) / len(results)
-        values = np.array([figures.get(task, {}).get(key) for task in TASKS], dtype=float)
-        bars = axis.bar(x, values, 0.75 / len(results), label=name, color=COLOURS[i % len(COLOURS)])
-        axis.bar_label(bars, fmt="%.1f", fontsize=8)
+        bars = axis.bar(x, values.mean(0), 0.75 / len(results), label=name, color=looks[name][0])
+        axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2 + 3 * (len(seeds) > 1))
+        if len(seeds) > 1:
+            axis.plot(np.tile(x, len(seeds)), values.flatten(), "o", color="black", mfc="none", ms=3)
     axis.set(xticks=range(2), xticklabels=["ZSL", "GZSL"], ylabel="mAP, %" if key == "map" else f"{key.upper()}, %")
+    axis.margins(y=0.1)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -155,7 +200,7 @@ def metric_bars(results, key="map"):
 def seed_points(results):
     """mAP of settings: a dot for a seed, a line at their mean. results: {name: {"zsl": [...], "gzsl": [...]}}."""
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.3 * len(results)), sharey=True)
-    for axis, task, colour in zip(axes, TASKS, (UNSEEN, SEEN)):
+    for axis, task, colour in zip(axes, TASKS, (UNSEEN, "#666666")):  # of unseen labels; of all labels
         for row, values in enumerate(np.array(result[task], dtype=float) for result in results.values()):
             axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, ms=5, mec="black", mew=0.4)
             axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black")
@@ -169,11 +214,13 @@ def seed_points(results):
 def map_by_passes(points, named):
     """mAP against the tower's passes an image, in three columns each; what a system learned from says its marker.
 
-    points: {system: {"passes", "block", "zsl", "gzsl"}}; named: {task: {system: text beside it}}, with the looks NAMED.
+    points: {system: {"passes", "block", "zsl", "gzsl"}}; named: {task: {system: text beside it}}, with the looks that
+    this text has in METHODS.
     """
     figure, axes = _subplots(2, 1, figsize=(8.4, 7), sharex=True)
     shift = dict(zip(BLOCKS, (0.86, 1, 1.16)))
     budgets = sorted({point["passes"] for point in points.values()})
+    looks = method_looks(text for task in TASKS for text in named[task].values())
     for axis, task in zip(axes, TASKS):
         for block, marker in BLOCKS.items():
             those = [point for point in points.values() if point["block"] == block]
@@ -182,7 +229,8 @@ def map_by_passes(points, named):
         for passes in budgets:
             here = [name for name in named[task] if points[name]["passes"] == passes]
             heights = _apart([points[name][task] for name in here], 4)
-            for (colour, marker, _), name, height in zip(NAMED, here, heights):
+            for name, height in zip(here, heights):
+                colour, marker, _ = looks[named[task][name]]
                 x, y = passes * shift[points[name]["block"]], points[name][task]
                 axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=8)
                 axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=7, va="center", color=colour)
@@ -226,14 +274,14 @@ def steps(ladders):
     names = [f"{title}: {step}" for title, values in ladders.items() for step in values]
     kinds = list(max(ladders.values(), key=len))
     figure, axes = _subplots(1, 2, figsize=(8.4, 0.9 + 0.28 * len(names)), sharey=True)
-    looks = [("#BBBBBB", ""), (SEEN, "//"), ("#009E73", ".."), ("#D55E00", "")]
+    looks, hatches = method_looks(kinds), dict(zip(kinds, cycle(("", "//", "..", ""))))  # told apart without colour too
     for axis, task in zip(axes, TASKS):
         row = 0
         for values in ladders.values():
             before = 0
             for step, value in ((step, found[task]) for step, found in values.items()):
-                colour, hatch = looks[kinds.index(step) % len(looks)]
-                axis.barh(row, value - before, left=before, color=colour, hatch=hatch, edgecolor="white")
+                look = {"color": looks[step][0], "hatch": hatches[step], "edgecolor": "white"}
+                axis.barh(row, value - before, left=before, **look)
                 text = f"{value - before:+.1f} → {value:.1f}" if before else f"{value:.1f}"
                 axis.text(max(before, value) + 1, row, text, va="center", fontsize=7)
                 before, row = value, row + 1
@@ -245,15 +293,17 @@ def steps(ladders):
 
 def learning_curves(groups, named):
     """mAP on val by epoch. groups: {title: {system: [mAP of each epoch]}}; named: {system: text at the height
-    of its line's end}, in the order of NAMED; the others are grey.
+    of its line's end}, with the looks that this text has in METHODS; the others are grey.
     """
     figure, axes = _subplots(1, len(groups), figsize=(3.7 * len(groups), 3.6), sharey=True, squeeze=False)
+    looks = method_looks(named.values())
     for axis, (title, curves) in zip(axes.flat, groups.items()):
         here, longest = [name for name in named if name in curves], max(map(len, curves.values()), default=1)
         for name in [name for name in curves if name not in named]:
             axis.plot(range(1, 1 + len(curves[name])), curves[name], color="#999999", linewidth=0.8)
         ends = _apart([curves[name][-1] for name in here], 3)
-        for (colour, marker, style), name, end in zip(NAMED, here, ends):
+        for name, end in zip(here, ends):
+            colour, marker, style = looks[named[name]]
             axis.plot(range(1, 1 + len(curves[name])), curves[name], style, marker=marker, ms=4, color=colour)
             axis.text(longest + 0.3, end, named[name], fontsize=7, va="center", color=colour)
         axis.set(title=title, xlabel="epoch", xlim=(0.5, 1.75 * longest), xticks=range(1, 1 + longest))
@@ -281,7 +331,7 @@ def score_histogram(scores, targets, seen):
 def reliability_curves(groups):
     """How often labels of a probability are there. groups: {title: {curve: what `reliability` returns}}."""
     figure, axes = _subplots(1, len(groups), figsize=(3.6 * len(groups), 3.2), squeeze=False, sharey=True)
-    looks = (UNSEEN, "--s"), (SEEN, "-o"), (COLOURS[2], ":^")
+    looks = ("#888888", "--s"), (METHODS["CLIP-Decoder"][0], "-o"), ("black", ":^")
     for axis, (title, curves) in zip(axes.flat, groups.items()):
         axis.plot([0, 1], [0, 1], color="grey", linewidth=1, label="as it should be")
         for (name, (mean, share, _)), (colour, style) in zip(curves.items(), looks):

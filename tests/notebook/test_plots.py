@@ -3,8 +3,11 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 
+from clipdec.labels import LabelSpace
 from clipdec.notebook import plots
 from clipdec.towers import UNIT, windows_of
 
@@ -39,6 +42,41 @@ def test_every_system_is_a_point_and_named_ones_have_their_map_beside_them():
         assert all(0 <= height - float(text.split()[-1]) < 4 for text, height in texts.items())
 
 
+def test_a_method_has_one_colour_in_every_figure():
+    """That of its name, whatever stands before it; no method has the colour of seen or of unseen labels."""
+    paper, ours, raw = "CLIP-Decoder, the paper's head", "CLIP-Decoder", "raw CLIP"
+    looks = plots.method_looks([ours, paper, raw, "chance", "SPARC", "MKT"])
+    colours = [colour for colour, *_ in [*plots.METHODS.values(), *plots.OTHERS]]
+    assert len(set(colours)) == len(colours) - 2 and not {plots.SEEN, plots.UNSEEN} & set(colours)  # two have two names
+    assert looks[ours] != looks[paper] and looks["SPARC"] != looks["MKT"]
+    assert plots.method_looks(["MKT", paper, "this repository's head"]) == {
+        "MKT": looks["SPARC"], paper: looks[paper], "this repository's head": looks[ours],
+    }  # fmt: skip
+
+    report = {"zsl": {"map": 4.0}, "gzsl": {"map": 2.0}}
+    for names in ([ours, raw], [raw, paper, ours]):
+        (axis,) = plots.metric_bars(dict.fromkeys(names, report)).axes
+        assert [to_hex(bars[0].get_facecolor(), False).upper() for bars in axis.containers] == [
+            looks[n][0] for n in names
+        ]
+    curves = {"best": [1.0, 5.0], "clip_decoder": [2.0, 3.0]}
+    for texts in ({"best": ours, "clip_decoder": paper}, {"clip_decoder": paper, "best": ours}):
+        (axis,) = plots.learning_curves({"1 pass": curves}, texts).axes
+        assert {line.get_color() for line in axis.lines[:1]} == {looks[list(texts.values())[0]][0]}
+    (point,) = (line for line in plots.map_by_passes(POINTS, {"zsl": {"ours": ours}, "gzsl": {}}).axes[0].lines[3:])
+    assert (point.get_color(), point.get_marker()) == looks[ours][:2]
+
+
+def test_bars_stand_at_the_mean_of_their_seeds():
+    seeds = [{"zsl": {"map": value}, "gzsl": {"map": value / 2}} for value in (10.0, 20.0, 60.0)]
+    (axis,) = plots.metric_bars({"one seed": seeds[0], "three": seeds, "nothing": {"zsl": {"map": None}}}).axes
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    assert heights[:2] == [[10, 5], [30, 15]] and np.isnan(heights[2]).all()
+    (dots,) = axis.lines
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in axis.containers[1]]
+    np.testing.assert_allclose(dots.get_xydata(), [(x, y / n) for y in (10, 20, 60) for x, n in zip(middles, (1, 2))])
+
+
 def test_a_forest_is_filled_where_it_is_sure():
     figure = plots.forest(DIFFERENCES, lambda found: found["mean"] == 2)
     for axis, task in zip(figure.axes, ("zsl", "gzsl")):
@@ -51,9 +89,9 @@ def test_a_forest_is_filled_where_it_is_sure():
 
 
 def test_a_step_starts_where_the_one_before_ends():
-    steps = {"CLIP": {"zsl": 20.0, "gzsl": 10.0}, "windows": {"zsl": 60.0, "gzsl": 40.0}}
-    steps |= {"head": {"zsl": 55.0, "gzsl": 45.0}}  # one may cost
-    few = {name: steps[name] for name in ("CLIP", "head")}
+    steps = {"raw CLIP": {"zsl": 20.0, "gzsl": 10.0}, "+ windows": {"zsl": 60.0, "gzsl": 40.0}}
+    steps |= {"the paper's head": {"zsl": 55.0, "gzsl": 45.0}}  # one may cost
+    few = {name: steps[name] for name in ("raw CLIP", "the paper's head")}
     zsl, gzsl = plots.steps({"1 pass": few, "5 passes": steps}).axes
     assert [(bar.get_x(), bar.get_width()) for bar in zsl.patches] == [(0, 20), (20, 35), (0, 20), (20, 40), (60, -5)]
     assert [text.get_text() for text in gzsl.texts] == ["10.0", "+35.0 → 45.0", "10.0", "+30.0 → 40.0", "+5.0 → 45.0"]
@@ -80,3 +118,45 @@ def test_windows_are_outlined_where_they_are_cut():
             gaps = outline.get_bbox().extents - (left, top, left + size, top + size)  # left, top, right, bottom
             inset = gaps[0]
             assert 0 < inset < 6 and gaps == pytest.approx(inset * np.array([1, 1, -1, -1]))
+
+
+class Few:
+    """A split in memory: images of one colour with targets [M, L]."""
+
+    name = "few"
+
+    def __init__(self, targets):
+        self.targets = torch.as_tensor(targets, dtype=torch.bool)
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, i):
+        return Image.new("RGB", (40, 40), (200, 100, 50)), self.targets[i]
+
+
+def test_names_stand_below_their_image_and_unseen_ones_are_marked():
+    labels = LabelSpace(["cat", "a house with a very long name", *(f"thing {i}" for i in range(8))], ["$5", "tiger"])
+    split = Few([[1] + 9 * [0] + [1, 0], [0, 1] + 8 * [0] + [0, 1], 12 * [1]])
+    figure = plots.scene_grid(split, labels, [0, 1, 2], columns=2)
+    first, second, third, empty = ([(t.get_text(), t.get_color()) for t in axis.texts] for axis in figure.axes)
+    assert first == [("cat", plots.SEEN), (r"\$5*", "black")] and empty == []
+    assert [text for text, _ in second] == ["a house with a very", "long name", "tiger*"]
+    assert len(third) == 8 and third[-1] == ("and 6 more", "black")  # its 12 names need 13 lines
+    boxes = {text.get_text(): text.get_bbox_patch() for axis in figure.axes for text in axis.texts}
+    assert to_hex(boxes["tiger*"].get_facecolor()) == plots.UNSEEN.lower() and boxes["cat"] is None
+    figure.canvas.draw()
+    for text in (text for axis in figure.axes for text in axis.texts):
+        extent = text.get_window_extent()
+        assert extent.y0 > 0 and extent.x1 < figure.bbox.x1 and text.get_fontsize() >= 8
+
+
+def test_a_label_without_images_stands_at_the_tick_of_zero():
+    labels, targets = LabelSpace(["a", "b", "c"], ["d"]), np.zeros((30, 4))
+    targets[:, 0], targets[:3, 1], targets[:12, 3] = 1, 1, 1
+    (axis,) = plots.label_frequencies([Few(targets)], labels).axes
+    seen, unseen, edge = axis.lines
+    ticks = dict(zip((tick.get_text() for tick in axis.get_yticklabels()), axis.get_yticks()))
+    assert list(seen.get_ydata()) == [30, 3, ticks["0"]] and list(unseen.get_ydata()) == [12]
+    assert (seen.get_color(), unseen.get_color()) == (plots.SEEN, plots.UNSEEN)
+    assert ticks["0"] < edge.get_ydata()[0] < ticks["1"] == 1 and ticks["10"] == 10 and "100" not in ticks
