@@ -10,6 +10,7 @@ HIGHEST = -0.01  # logarithm of the highest base rate of the sliders: that of 1 
 NAMED = {"style": {"description_width": "9em"}}
 WIDE = NAMED | {"layout": {"width": "auto"}}
 COLUMN = {"flex": "1 1 400px", "min_width": "400px"}  # two of them stand side by side where there is room
+ROW = {"flex_flow": "row wrap", "grid_gap": "4px 14px"}
 
 
 def show(widget, there):

@@ -12,7 +12,7 @@ from clipdec.images import ImageError, open_image
 from clipdec.labels import same_name
 from clipdec.notebook import render
 from clipdec.notebook.answers import HIGHEST_RATE, Decision, parse_labels, rate_of_asked
-from clipdec.notebook.controls import Choice, Question, show
+from clipdec.notebook.controls import ROW, Choice, Question, show
 from clipdec.notebook.models import Shown, untouched_clip
 from clipdec.notebook.views import TOP, Answer, Asked, WorstLabels
 
@@ -39,11 +39,11 @@ class Controls(w.VBox):
         self.look, self.bars, self.picture = self.first.look, self.first.bars, self.first.picture
         self.overlay, self.sets, self.figures = self.first.overlay, self.first.sets, self.first.figures
         show(self.second, False)
-        self.controls = w.HBox([question, choice], layout={"flex_flow": "row wrap"})
+        self.controls = w.HBox([question, choice], layout=ROW)
         self.message, self.export = w.HTML(layout={"flex": "1 1 300px"}), w.HTML()
         self.reset = w.Button(description="reset the controls", layout={"width": "160px"})
         line = w.HBox([self.message, self.export, self.reset], layout={"align_items": "center"})
-        self.results = w.HBox([self.first, self.second], layout={"flex_flow": "row wrap"})
+        self.results = w.HBox([self.first, self.second], layout=ROW)
         super().__init__([self.controls, line, self.results, browser])
 
 

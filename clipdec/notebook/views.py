@@ -8,11 +8,11 @@ from PIL import Image
 
 from clipdec.notebook import render
 from clipdec.notebook.answers import set_figures
-from clipdec.notebook.controls import COLUMN, NAMED
+from clipdec.notebook.controls import COLUMN, NAMED, ROW
 from clipdec.training.report import dashed
 
 TOP, MOST = 12, 15  # labels shown; predicted labels that are named
-SIDE, THUMB = 186, 92  # px: width of pictures, and of small ones
+SIDE, THUMB = 200, 92  # px: width of pictures, and of small ones
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Answer(w.VBox):
         scores = [w.HTML("<b>labels: click one to see where it looked</b>"), w.HBox([self.look, self.bars])]
         self.picture, self.overlay, self.sets, self.figures = (w.HTML() for _ in range(4))
         view = [w.HBox([self.picture, self.overlay]), self.sets, self.figures]
-        boxes = w.HBox([w.VBox(scores, layout=COLUMN), w.VBox(view, layout=COLUMN)], layout={"flex_flow": "row wrap"})
+        boxes = w.HBox([w.VBox(scores, layout=COLUMN), w.VBox(view, layout=COLUMN)], layout=ROW)
         super().__init__([self.heading, boxes], layout=COLUMN)
 
     def show_model(self, model, heading):
