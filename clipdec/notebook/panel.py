@@ -1,99 +1,50 @@
-"""The panel: any image, any labels, a threshold, where each label looked, and which labels the model is worst at."""
+"""The panel: any image, any labels, a threshold, where each label looked, which labels the model is worst at, and a
+second model beside the first.
+"""
 
-import math
 from functools import cache, partial
+from html import escape
 from threading import RLock
 
 import ipywidgets as w
-import torch
 
-from clipdec.images import open_image
+from clipdec.images import ImageError, open_image
+from clipdec.labels import same_name
 from clipdec.notebook import render
-from clipdec.notebook.answers import Decision, Part, best_three, parse_labels, set_figures
-from clipdec.training.report import dashed
+from clipdec.notebook.answers import HIGHEST_RATE, Decision, parse_labels, rate_of_asked
+from clipdec.notebook.controls import ROW, Choice, Question, show
+from clipdec.notebook.models import Shown, untouched_clip
+from clipdec.notebook.views import TOP, Answer, Asked, WorstLabels
 
-TOP, MOST = 12, 15  # labels shown; predicted labels that are named
-HIGHEST = -0.01  # logarithm of the highest base rate of the sliders: that of 1 has no odds
-SIDE, THUMB, PHOTO = 186, 92, 768  # px: width of pictures, and of small ones; short side of a large photo, scaled
-NAMED = {"style": {"description_width": "9em"}}
-WIDE = NAMED | {"layout": {"width": "420px"}}
+PHOTO = 768  # px: short side of a large photo, scaled
 
 
 class Controls(w.VBox):
     """What one sets, what answers, and the browser of the worst labels, laid out. Each widget is an attribute."""
 
-    def __init__(self, split, predictor):
-        controls = [self._question(len(split)), self._decision(predictor)]
-        self.controls, self.message = w.HBox(controls, layout={"flex_flow": "row wrap"}), w.HTML()
-        self.results, self.browser = self._results(), WorstLabels(split)
-        self.worst, self.thumbnails, self.example = self.browser.worst, self.browser.thumbnails, self.browser.example
-        super().__init__([self.controls, self.message, self.results, self.browser])
-
-    def _question(self, images):
-        sources = {"of the test split": "test", "a photo of yours": "photo"}
-        self.source = w.Dropdown(options=sources, description="image", **WIDE)
-        self.scene = w.BoundedIntText(max=images - 1, description="number", **WIDE)
-        place, hint = {"width": "297px", "margin": "2px 2px 2px 123px"}, "names between commas; empty: all"
-        self.upload = w.FileUpload(accept="image/*", description="choose a photo", layout=place)
-        self.asked = w.Text(description="labels", placeholder=hint, continuous_update=False, **WIDE)
-        return w.VBox([self.source, self.scene, self.upload, self.asked])
-
-    def _decision(self, predictor):
-        ranked = {"seen and unseen labels (GZSL)": "gzsl", "unseen labels only (ZSL)": "zsl"}
-        self.ranking = w.Dropdown(options=ranked, description="ranked", **WIDE)
-        kept = {"all are counted": "all", "relevant ones, with a ranked label": "relevant"}
-        self.keep = w.Dropdown(options=kept, description="images", **WIDE)
-        self.threshold = w.FloatSlider(round(predictor.threshold, 2), max=1, step=0.01, description="threshold", **WIDE)
-        self.temperature = w.FloatSlider(1, min=0.2, max=5, step=0.1, description="temperature", **WIDE)
-        base_rate, notes = predictor.calibration.base_rate, [predictor.calibration.note]
-        start = min(round(math.log10(base_rate), 2), HIGHEST)  # on a step: a browser would move it there
-        if math.log10(base_rate) > HIGHEST:
-            notes.append(f"on val labels are in {base_rate:.1%} of the images: base rates end at {10**start:.1%}")
-        ends = {"min": min(-4, start), "max": max(-0.5, start)}
-        rate = {"value": 10**start, "step": 0.01, "readout_format": ".2%"} | ends | WIDE
-        self.seen_rate = w.FloatLogSlider(description="base rate, seen", **rate)
-        self.other_rate = w.FloatLogSlider(description="base rate, other", **rate)
-        self.base_rate = self.seen_rate.value  # as long as no slider is moved, probabilities are the Predictor's
-        self.sliders = [self.threshold, self.temperature, self.seen_rate, self.other_rate]
-        notes = [w.HTML(render.message(note), layout={"width": "420px"}) for note in notes if note]
-        return w.VBox([self.ranking, self.keep, *self.sliders, *notes])
-
-    def _results(self):
-        self.look = w.ToggleButtons(layout={"width": "186px"}, style={"button_width": "180px"})
-        self.bars = w.HTML(layout={"width": "250px"})
-        scores = [w.HTML("<b>labels: click one to see where it looked</b>"), w.HBox([self.look, self.bars])]
-        self.picture, self.overlay, self.sets, self.figures = (w.HTML() for _ in range(4))
-        view = [w.HBox([self.picture, self.overlay]), self.sets, self.figures]
-        boxes = [w.VBox(scores), w.VBox(view, layout={"width": "390px", "margin": "0 0 0 14px"})]
-        return w.HBox(boxes, layout={"flex_flow": "row wrap"})
-
-
-class WorstLabels(w.VBox):
-    """The labels that the model is worst at, and images of the one that is chosen."""
-
-    def __init__(self, split):
-        self.split = split
-        self.worst = w.Select(rows=6, description="worst labels", layout={"width": "520px"}, **NAMED)
-        self.thumbnails = w.HTML()
-        self.example = w.ToggleButtons(layout={"width": "840px"}, style={"button_width": f"{THUMB + 4}px"})
-        heading = w.HTML("<b>where the model fails: choose a label, then open one of its images</b>")
-        super().__init__([heading, self.worst, self.thumbnails, self.example])
-
-    def show(self, part):
-        self.part, worst = part, part.worst()
-        self.worst.options, self.worst.index = worst, 0 if worst else None
-        self.show_examples()
-        if not worst:
-            self.thumbnails.value = render.message("no label of this ranking is in a test image")
-            self.example.options = ()
-
-    def show_examples(self):
-        if self.worst.value is not None:  # as it is for a moment, while the list changes
-            examples = self.part.examples(self.worst.value)
-            images = [(render.picture(self.split.image(n), f"test image {n}: {t}", THUMB), t) for n, t in examples]
-            self.thumbnails.value = render.captioned(images, THUMB)
-            self.example.value = None  # or the first of the new options would be chosen, and open its image
-            self.example.options, self.example.value = [(f"open {n}", n) for n, _ in examples], None
+    def __init__(self, split, predictor, names, beside):
+        question, choice, browser = Question(len(split), names, beside), Choice(predictor), WorstLabels(split)
+        self.question, self.choice, self.browser = question, choice, browser
+        self.source, self.scene, self.carrying, self.next = (
+            question.source, question.scene, question.carrying, question.next,
+        )  # fmt: skip
+        self.photo, self.upload, self.asked, self.beside = (
+            question.photo, question.upload, question.asked, question.beside,
+        )  # fmt: skip
+        self.ranking, self.keep, self.threshold = choice.ranking, choice.keep, choice.threshold
+        self.second_threshold, self.temperature = choice.second_threshold, choice.temperature
+        self.seen_rate, self.other_rate, self.sliders = choice.seen_rate, choice.other_rate, choice.sliders
+        self.worst, self.thumbnails, self.example = browser.worst, browser.thumbnails, browser.example
+        self.first, self.second = Answer(), Answer()
+        self.look, self.bars, self.picture = self.first.look, self.first.bars, self.first.picture
+        self.overlay, self.sets, self.figures = self.first.overlay, self.first.sets, self.first.figures
+        show(self.second, False)
+        self.controls = w.HBox([question, choice], layout=ROW)
+        self.message, self.export = w.HTML(layout={"flex": "1 1 300px"}), w.HTML()
+        self.reset = w.Button(description="reset the controls", layout={"width": "160px"})
+        line = w.HBox([self.message, self.export, self.reset], layout={"align_items": "center"})
+        self.results = w.HBox([self.first, self.second], layout=ROW)
+        super().__init__([self.controls, line, self.results, browser])
 
 
 class Panel(Controls):
@@ -102,40 +53,62 @@ class Panel(Controls):
     Code can set a control's value as a hand does. Sliders change the probability sigmoid(x / temperature), x being the
     Predictor's logit at a base rate of the seen labels and one of all others, and the threshold that it must reach.
     They start at what val decided on.
+
+    Args:
+        name: what the model is called where another one stands beside it.
+        beside: {name: function} of the models that can be chosen to do so; by default untouched CLIP, the one of the
+            run's text tower. A function is called when its model is chosen first: with one that shows a line of text,
+            for work that takes long; it returns a Predictor and its logits [M, L], see `clipdec.notebook.models`.
     """
 
-    def __init__(self, predictor, split, labels, logits):
+    def __init__(self, predictor, split, labels, logits, name="the run", beside=None):
         if not len(split):
             raise ValueError(f"the split {split.name} holds no image: give another one")
-        super().__init__(split, predictor)
+        if beside is None:
+            beside = {"untouched CLIP": partial(untouched_clip, predictor, split, labels)}
+        super().__init__(split, predictor, labels.names, beside)
         self.predictor, self.split, self.space = predictor, split, labels
-        logits = predictor.calibration.log_odds(torch.as_tensor(logits))
-        self.evaluated, self.best_three = cache(partial(Part, labels, logits, split.targets)), cache(best_three)
-        self.photo, self.photo_note, self.question, self.answer = None, "", None, None
-        self.one_at_a_time = RLock()  # steps set controls, and so start others
+        self.first.show_model(Shown(name, predictor, logits, labels, split.targets), "")
+        self.opened = cache(lambda other: self._opened(other, beside[other]))
+        self.photos, self.current = {}, (None, None)  # by name; which image is shown, and the image
+        self.rate = None  # base rate set for labels that are asked about a photo, None where it is val's
+        self.one_at_a_time, self.stepping = RLock(), False
         self.pinned = None  # number of a test image, and a label that is shown for it wherever it ranks
-        self._on([self.source, self.scene, self.asked], self._refresh)
+        self._on([self.source, self.scene, self.photo, self.asked], self._refresh)
         self._on([self.keep], self._show_worst, self._show_scores)
         self._on(self.sliders, self._show_scores)
-        self._on([self.look], self._show_attention)
-        self._on([self.upload], self._take_photo)
+        for answer in (self.first, self.second):
+            self._on([answer.look], partial(self._choose, answer))
+        self._on([self.upload], self._take_photos)
         self._on([self.worst], self.browser.show_examples)
         self._on([self.example], self._open_example)
+        self._on([self.beside], self._stand_beside)
+        self.next.on_click(self._on([self.carrying], self._find))
+        self.start = {control: control.value for control in (
+            self.source, self.scene, self.carrying, self.asked, self.beside, self.ranking, self.keep, *self.sliders,
+        )}  # fmt: skip
+        self.reset.on_click(self._on([], self._reset))
         self._on([self.ranking], self._refresh, self._show_worst)(None)  # now as well: this shows all there is
 
     def _on(self, controls, *steps):
         """Run steps when a control changes, and show an error as text: a callback has no other place for it.
 
         One control after the other: a kernel may take the messages of some controls in another thread than the others'.
+        Controls that a step sets start no others: a step shows all that follows from it.
         """
 
         def run(change):
-            try:
-                with self.one_at_a_time:
+            with self.one_at_a_time:
+                if self.stepping:
+                    return
+                self.stepping = True
+                try:
                     for step in steps:
                         step()
-            except Exception as error:
-                self.message.value = render.message(str(error), wrong=True)
+                except Exception as error:
+                    self.message.value = render.message(str(error), wrong=True)
+                finally:
+                    self.stepping = False
 
         for control in controls:
             control.observe(run, "value")
@@ -146,95 +119,159 @@ class Panel(Controls):
         """The number of the test image, None for a photo."""
         return self.scene.value if self.source.value == "test" else None
 
+    @property
+    def answers(self):
+        """Those that are shown."""
+        return [self.first, self.second] if self.second.model else [self.first]
+
     def _image(self):
-        if self.number is None and self.photo is None:
+        """The image that is shown, opened once."""
+        if self.number is None and self.photo.value is None:
             raise ValueError("there is no photo yet: choose one with the button")
-        return self.photo if self.number is None else self.split.image(self.number)
+        photo = self.photos.get(self.photo.value)
+        key = photo if self.number is None else self.number
+        if key is not self.current[0]:
+            self.current = key, photo if self.number is None else self.split.image(self.number)
+        return self.current[1]
 
-    def _take_photo(self):
-        for file in self.upload.value:  # one, or none
-            if not len(file["content"]):
-                raise ValueError(f"{file['name']} is empty (0 bytes): choose another file")
-            self.photo = open_image(bytes(file["content"]), file["name"], PHOTO)
-            self.photo_note = f"{file['name']}, {self.photo.width} × {self.photo.height} px"
-            if self.source.value == "photo":
-                self._refresh()  # another image may be chosen meanwhile
-            else:
-                self.source.value = "photo"
+    def _take_photos(self):
+        wrong, before = [], dict(self.photos)
+        for file in self.upload.value:
+            try:
+                if not len(file["content"]):
+                    raise ValueError(f"{file['name']} is empty (0 bytes): choose another file")
+                self.photos[file["name"]] = open_image(bytes(file["content"]), file["name"], PHOTO)
+            except (ImageError, ValueError) as error:
+                wrong.append(str(error))
+        taken = [name for name, photo in self.photos.items() if photo is not before.get(name)]
+        if taken:
+            self.photo.options, self.photo.value = list(self.photos), taken[0]
+            self.source.value = "photo"
+            self._refresh()
+        if wrong:
+            raise ValueError("; ".join(wrong))
 
-    def _refresh(self):
+    def _refresh(self, label=None):
         """All that depends on the image and on the labels asked about."""
         with self.results.layout.hold_sync():  # a page is told only how this ends
-            self.results.layout.display = "none"  # if it fails: of another image, or of other labels
+            show(self.results, False)  # if it fails: of another image, or of other labels
+            self.export.value = ""
+            self.question.show_source()
             self._note()
-            self._show_scores()
-            self._show_attention()
-            self.results.layout.display = ""
+            self._show_scores(label)
+            show(self.results, True)
 
     def _note(self):
+        """Say what is shown, and set the base rate for labels of one's own."""
         names, empty = parse_labels(self.asked.value)
-        notes = [self.photo_note] if self.number is None and self.photo else []
+        photo = self.photos.get(self.photo.value) if self.number is None else None
+        notes = [f"{self.photo.value}, {photo.width} × {photo.height} px"] if photo else []
         notes += [f"{empty} empty label{'s' * (empty > 1)} left out"] if empty else []
         notes += [f"{len(names)} labels asked about"] if len(names) > TOP else []
-        self.message.value = render.message("; ".join(notes))
+        per_image = max(1.0, self.split.targets.sum(1).double().mean().item())
+        rate = rate_of_asked(len(names), per_image) if photo and names else None
+        if rate != self.rate:
+            self.rate = rate
+            rate = self.choice.set_rate(rate or self.choice.base_rate)
+            labels = f"{per_image:.1f} of the {len(names)} labels asked about" if len(names) > 1 else "the label"
+            words = f"as if a photo carried {labels}, as many as test images carry on average"
+            self.rate_note = f"base rates set to {rate:.1%}, {words}, but at most {HIGHEST_RATE:.0%}"
+        self.message.value = render.message("; ".join(notes + ([self.rate_note] if self.rate else [])))
 
-    def _ranked(self, decision):
-        """See Decision.ranked. The last answer of the model is kept, so that sliders ask it nothing."""
+    def _question(self):
         names = parse_labels(self.asked.value, self.space.names)[0] or self.space.names
-        question = (self.number, self.photo, names)
-        if question != self.question:
-            self.question, self.answer = question, self.predictor.log_odds([self._image()], names)[0]  # [L]
-        seen = torch.tensor([self.space.kind(name) == "seen" for name in names])
-        return decision.ranked(names, self.answer, seen, self.ranking.value)
-
-    def _show_scores(self):
-        """All that depends on the probabilities."""
-        decision = Decision(*(slider.value for slider in self.sliders), self.base_rate)
-        names, probabilities = self._ranked(decision)
-        predicted = [name for name, there in zip(names, probabilities >= decision.threshold) if there]
-        carried = [] if self.number is None else self.split.targets[self.number].nonzero().flatten()
-        true = [self.space.names[i] for i in carried if self.space.names[i] in names]
-        self._show_bars(names, probabilities, true)
-        self.sets.value = render.sets(predicted[:MOST], None if self.number is None else true, len(predicted[MOST:]))
-        self._show_figures(decision, names, predicted, true)
-
-    def _show_bars(self, names, probabilities, true):
-        """A button and a bar for each of the best labels. The one that is chosen stays while it is shown."""
-        number = self.number
-        shown = [i for i, name in enumerate(names) if i < TOP or self.pinned == (number, name)]
-        labels = [names[i] for i in shown]
-        kinds = [self.space.kind(name) for name in labels]
-        self.bars.value = render.bars([i + 1 for i in shown], kinds, probabilities[shown], self.threshold.value)
-        options = tuple((f"✓ {name}" if name in true else name, name) for name in labels)
-        if options != self.look.options:
-            chosen, self.look.options = self.look.value, options
-            self.look.value = chosen if chosen in labels else labels[0]
-
-    def _show_figures(self, decision, names, predicted, true):
-        """Precision, recall and F1 of the image and of the whole split."""
-        part, rows = self.evaluated(self.ranking.value, self.keep.value), []
+        true, about = None, "your photo"
         if self.number is not None:
-            judged = [name for name in names if self.space.kind(name) != "new"]  # the data set annotates no new ones
-            marks = [[name in some for name in judged] for some in (set(predicted), true)]
-            rows = [("this image", set_figures(*torch.tensor(marks, dtype=torch.bool)))]
-        rows += [(f"{len(part.rows)} test images", decision.figures(part))]
-        f1, precision = dashed(self.best_three(part, decision.shifts)), dashed(part.precisions.nanmean())
-        best = f"F1@3 {f1} %; mAP {precision} %"
-        self.figures.value = render.figures(rows, f"best three of each test image: {best}, which no slider moves")
+            carried = self.split.targets[self.number].nonzero().flatten()
+            true, about = [self.space.names[i] for i in carried], f"test image {self.number}"
+            true = [name for name in true if name in names]
+        return Asked(self._image(), about, names, {name: self.space.kind(name) for name in names}, true)
 
-    def _show_attention(self):
-        image, label = self._image(), self.look.value
-        about = "your photo" if self.number is None else f"test image {self.number}"
-        self.picture.value = render.picture(image, about, SIDE)
-        looked = render.darkened(image, self.predictor.explain(image, label))
-        self.overlay.value = render.picture(looked, f"{about}, bright where {label} looked", SIDE)
+    def _show_scores(self, label=None):
+        """All that depends on the probabilities. Where two models are shown one label is chosen in both."""
+        asked, also = self._question(), {label}
+        also |= {self.pinned[1]} if self.pinned and self.pinned[0] == self.number else set()
+        for answer, threshold in zip(self.answers, [self.threshold, self.second_threshold]):
+            sliders = (slider.value for slider in (threshold, self.temperature, self.seen_rate, self.other_rate))
+            decision = Decision(*sliders, self.choice.base_rate)
+            also |= {self.look.value} if self.second.model else set()
+            answer.show_scores(asked, decision, self.ranking.value, self.keep.value, also)
+            if label in [name for _, name in answer.look.options]:
+                answer.look.value = label
+            label = self.look.value
+            answer.show_look(asked)
+        tables = [(answer.model.name, answer.rows) for answer in self.answers]
+        what = self.photo.value if self.number is None else asked.about
+        self.export.value = render.table_link(what, tables)
+
+    def _choose(self, answer):
+        self._show_scores(answer.look.value)
 
     def _show_worst(self):
-        self.browser.show(self.evaluated(self.ranking.value, self.keep.value))
+        model = self.first.model
+        name = escape(model.name) if self.second.model else "the model"
+        self.browser.show(model.part(self.ranking.value, self.keep.value), name)
+
+    def _open(self, number, label):
+        """Show a test image, and where a label of it looked."""
+        self.pinned = (number, label)
+        self.source.value, self.scene.value = "test", number
+        self._refresh(label)
 
     def _open_example(self):
         if self.example.value is not None:
-            self.pinned = (self.example.value, self.worst.value)
-            self.source.value, self.asked.value, self.scene.value = "test", "", self.example.value
-            self._refresh()
-            self.look.value = self.worst.value
+            self.asked.value = ""
+            self._open(self.example.value, self.worst.value)
+
+    def _find(self):
+        """The next test image that carries a label."""
+        typed = same_name(self.carrying.value)
+        if not typed:
+            return
+        names = [name for name in self.space.names if same_name(name) == typed]
+        if not names:
+            raise ValueError(f"{self.carrying.value} is no label of the data set: choose one of its list")
+        numbers = self.split.targets[:, self.space.names.index(names[0])].nonzero().flatten().tolist()
+        if not numbers:
+            raise ValueError(f"no test image carries {names[0]}: choose another label")
+        now = -1 if self.number is None else self.number
+        number = next((n for n in numbers if n > now), numbers[0])
+        self._open(number, names[0])
+        place = f"image {numbers.index(number) + 1} of {len(numbers)}"
+        self.message.value = render.message(f"{place} that carry {names[0]}")
+
+    def _opened(self, name, model):
+        """A model that can stand beside the first, at the base rate of the first."""
+        predictor, logits = model(lambda text: setattr(self.message, "value", render.message(text)))
+        first = self.predictor.calibration
+        if not predictor.calibration.note and not first.note:
+            predictor.calibration = predictor.calibration.at(first.base_rate)
+        return Shown(name, predictor, logits, self.space, self.split.targets)
+
+    def _stand_beside(self):
+        """Show a second model, or no other one."""
+        name, self.second.model = self.beside.value, None
+        try:
+            if name:
+                model = self.opened(name)
+                note = f" · {model.predictor.calibration.note}" if model.predictor.calibration.note else ""
+                self.second.show_model(model, f"<b>2 · {escape(name + note)}</b>")
+                self.second_threshold.value = round(model.predictor.threshold, 2)
+        except Exception:
+            self.beside.value = None
+            raise
+        finally:
+            for widget in (self.second, self.second_threshold):
+                show(widget, self.second.model is not None)
+            first = self.first.model
+            self.first.show_model(first, f"<b>1 · {escape(first.name)}</b>" if self.second.model else "")
+        self._refresh()
+        self._show_worst()
+
+    def _reset(self):
+        """All controls as they were at first; photos stay in their list."""
+        for control, value in self.start.items():
+            control.value = value
+        self.pinned = self.rate = None
+        self.look.options = ()  # the chosen label, too
+        self._stand_beside()

@@ -1,6 +1,7 @@
 """What the panel shows, as HTML and pictures: pure functions. Names come from outside and are escaped here."""
 
 import base64
+import csv
 import io
 from html import escape
 
@@ -65,6 +66,20 @@ def picture(image, alt, width):
     image.resize((width, height), Image.BILINEAR).save(file, "PNG", compress_level=1)
     source = f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}" alt="{escape(alt)}"'
     return f'<img {source} width="{width}" height="{height}" style="max-width:none;display:block">'
+
+
+def table_link(image, tables):
+    """A link whose target is a table as CSV, so that no file is written before it is asked for.
+
+    Args: image, what it is called; tables, [(model, [(rank, label, kind, probability, predicted, true)])].
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "model", "rank", "label", "kind", "probability", "predicted", "true"])
+    writer.writerows([image, model, *row] for model, rows in tables for row in rows)
+    target = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.getvalue().encode()).decode()}"
+    name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in image)
+    return f'<a href="{target}" download="{escape(name)}.csv" style="text-decoration:underline">table as CSV</a>'
 
 
 def captioned(pictures, width):

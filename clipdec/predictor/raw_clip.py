@@ -34,7 +34,7 @@ class RawClip(nn.Module):
     Args: name, a CLIP, see `clipdec.towers`; references, label vectors [S, D]; windows, as an ImageTower's.
     """
 
-    clip_evidence = CLIPDecoder.clip_evidence
+    clip_evidence, train_tower = CLIPDecoder.clip_evidence, False
 
     def __init__(self, name, references, windows):
         super().__init__()

@@ -128,7 +128,7 @@ class Hand:
 
     def upload(self, name, content, says, role="status", kind="image/png"):
         with self.page.expect_file_chooser() as chooser:
-            self.panel.get_by_role("button", name="choose a photo").click()
+            self.panel.get_by_role("button", name="choose photos").click()
         chooser.value.set_files({"name": name, "mimeType": kind, "buffer": content})
         self.says(f"{name}{says}", role)
 
@@ -312,7 +312,7 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(hand):
         hand.page.keyboard.press("Tab")
     controls = ["image", "number", "labels", "ranked", "images", "threshold", "temperature", *RATES]
     assert controls == [name for name in dict.fromkeys(names) if name in controls], names
-    assert any(name.startswith("choose a photo") for name in names) and all(names), "a control without a name"
+    assert any(name.startswith("choose photos") for name in names) and all(names), "a control without a name"
     assert {"worst labels", *hand.buttons.all_inner_texts()} <= set(names)
     hand.page.keyboard.press("Enter")
     expect(hand.labelled("number")).to_have_value(names[-1].removeprefix("open "))

@@ -15,7 +15,9 @@ from PIL import Image
 from clipdec.calibration import Calibration
 from clipdec.labels import LabelSpace
 from clipdec.metrics import zsl_report
-from clipdec.notebook.panel import TOP, Panel, parse_labels
+from clipdec.notebook.answers import parse_labels
+from clipdec.notebook.panel import Panel
+from clipdec.notebook.views import TOP
 
 LABELS = LabelSpace([f"seen {i}" for i in range(20)], ["dog face", "<b>x</b>"])
 ODDS = {name: 2 - 0.2 * i for i, name in enumerate(LABELS.names)}
