@@ -14,7 +14,7 @@ ROW = {"flex_flow": "row wrap", "grid_gap": "4px 14px"}
 
 
 def show(widget, there):
-    """Let a widget be there, or take no room."""
+    """Let a widget be there if `there` is true or is something, or take no room."""
     widget.layout.display = "" if there else "none"
 
 

@@ -24,6 +24,13 @@ class Shown:
         self.part, self.best_three = cache(partial(Part, labels, logits, targets)), cache(best_three)
         self.question, self.answer = (None, None), None
 
+    @property
+    def title(self):
+        """Its name, and what one should know where it is shown."""
+        clip = getattr(self.predictor, "model", None)
+        whole = ["looks at the whole image"] if isinstance(clip, RawClip) and not clip.tower.boxes else []
+        return ", ".join([self.name, *whole, *filter(None, [self.predictor.calibration.note])])
+
     def ask(self, image, names):
         """Calibrated logits [L] of labels for an image, which is told from others as an object, not by its pixels."""
         if image is not self.question[0] or names != self.question[1]:

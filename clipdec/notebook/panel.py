@@ -3,7 +3,6 @@ second model beside the first.
 """
 
 from functools import cache, partial
-from html import escape
 from threading import RLock
 
 import ipywidgets as w
@@ -14,7 +13,7 @@ from clipdec.notebook import render
 from clipdec.notebook.answers import HIGHEST_RATE, Decision, parse_labels, rate_of_asked
 from clipdec.notebook.controls import ROW, Choice, Question, show
 from clipdec.notebook.models import Shown, untouched_clip
-from clipdec.notebook.views import TOP, Answer, Asked, WorstLabels
+from clipdec.notebook.views import TOP, TOP_OF_TWO, Answer, Asked, WorstLabels
 
 PHOTO = 768  # px: short side of a large photo, scaled
 
@@ -68,7 +67,7 @@ class Panel(Controls):
             beside = {"untouched CLIP": partial(untouched_clip, predictor, split, labels)}
         super().__init__(split, predictor, labels.names, beside)
         self.predictor, self.split, self.space = predictor, split, labels
-        self.first.show_model(Shown(name, predictor, logits, labels, split.targets), "")
+        self.first.show_model(Shown(name, predictor, logits, labels, split.targets))
         self.opened = cache(lambda other: self._opened(other, beside[other]))
         self.photos, self.current = {}, (None, None)  # by name; which image is shown, and the image
         self.rate = None  # base rate set for labels that are asked about a photo, None where it is val's
@@ -209,7 +208,7 @@ class Panel(Controls):
 
     def _show_worst(self):
         model = self.first.model
-        name = escape(model.name) if self.second.model else "the model"
+        name = model.name if self.second.model else "the model"
         self.browser.show(model.part(self.ranking.value, self.keep.value), name)
 
     def _open(self, number, label):
@@ -250,21 +249,21 @@ class Panel(Controls):
 
     def _stand_beside(self):
         """Show a second model, or no other one."""
-        name, self.second.model = self.beside.value, None
+        name = self.beside.value
+        self.second.show_model(None)
         try:
             if name:
                 model = self.opened(name)
-                note = f" · {model.predictor.calibration.note}" if model.predictor.calibration.note else ""
-                self.second.show_model(model, f"<b>2 · {escape(name + note)}</b>")
+                self.second.show_model(model, f"2 · {model.title}: labels", TOP_OF_TWO)
                 self.second_threshold.value = round(model.predictor.threshold, 2)
         except Exception:
             self.beside.value = None
             raise
         finally:
             for widget in (self.second, self.second_threshold):
-                show(widget, self.second.model is not None)
+                show(widget, self.second.model)
             first = self.first.model
-            self.first.show_model(first, f"<b>1 · {escape(first.name)}</b>" if self.second.model else "")
+            self.first.show_model(first, *([f"1 · {first.title}: labels", TOP_OF_TWO] if self.second.model else []))
         self._refresh()
         self._show_worst()
 
