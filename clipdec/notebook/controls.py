@@ -35,7 +35,7 @@ class Question(w.VBox):
         self.upload = w.FileUpload(accept="image/*", multiple=True, description="choose photos", layout=place)
         hint = "names between commas; empty: all"
         self.asked = w.Text(description="labels", placeholder=hint, continuous_update=False, **WIDE)
-        options = {"no other model": None} | {name: name for name in beside}
+        options = {"no other model": ""} | {name: name for name in beside}
         self.beside = w.Dropdown(options=options, description="beside it", **WIDE)
         parts = [self.source, self.scene, self.find, self.photo, self.upload, self.asked, self.beside]
         super().__init__(parts, layout=COLUMN)

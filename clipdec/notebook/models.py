@@ -28,7 +28,7 @@ class Shown:
     def title(self):
         """Its name, and what one should know where it is shown."""
         clip = getattr(self.predictor, "model", None)
-        whole = ["looks at the whole image"] if isinstance(clip, RawClip) and not clip.tower.boxes else []
+        whole = ["which looks at the whole image"] if isinstance(clip, RawClip) and not clip.tower.boxes else []
         return ", ".join([self.name, *whole, *filter(None, [self.predictor.calibration.note])])
 
     def ask(self, image, names):

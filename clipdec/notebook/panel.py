@@ -188,13 +188,13 @@ class Panel(Controls):
 
     def _show_scores(self, label=None):
         """All that depends on the probabilities. Where two models are shown one label is chosen in both."""
-        asked, also = self._question(), {label}
-        also |= {self.pinned[1]} if self.pinned and self.pinned[0] == self.number else set()
+        asked, pinned = self._question(), self.pinned and self.pinned[0] == self.number
+        also = {self.pinned[1]} if pinned else set()
         for answer, threshold in zip(self.answers, [self.threshold, self.second_threshold]):
             sliders = (slider.value for slider in (threshold, self.temperature, self.seen_rate, self.other_rate))
             decision = Decision(*sliders, self.choice.base_rate)
-            also |= {self.look.value} if self.second.model else set()
-            answer.show_scores(asked, decision, self.ranking.value, self.keep.value, also)
+            chosen = {label or self.look.value} if self.second.model else set()
+            answer.show_scores(asked, decision, self.ranking.value, self.keep.value, also | chosen)
             if label in [name for _, name in answer.look.options]:
                 answer.look.value = label
             label = self.look.value
@@ -254,16 +254,16 @@ class Panel(Controls):
         try:
             if name:
                 model = self.opened(name)
-                self.second.show_model(model, f"2 · {model.title}: labels", TOP_OF_TWO)
+                self.second.show_model(model, f"2 · {model.title}", TOP_OF_TWO)
                 self.second_threshold.value = round(model.predictor.threshold, 2)
         except Exception:
-            self.beside.value = None
+            self.beside.value = ""
             raise
         finally:
             for widget in (self.second, self.second_threshold):
                 show(widget, self.second.model)
             first = self.first.model
-            self.first.show_model(first, *([f"1 · {first.title}: labels", TOP_OF_TWO] if self.second.model else []))
+            self.first.show_model(first, *([f"1 · {first.title}", TOP_OF_TWO] if self.second.model else []))
         self._refresh()
         self._show_worst()
 

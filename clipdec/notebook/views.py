@@ -44,11 +44,11 @@ class Answer(w.VBox):
         boxes = w.HBox([w.VBox(scores, layout=COLUMN), w.VBox(view, layout=COLUMN)], layout=ROW)
         super().__init__([boxes], layout=COLUMN)
 
-    def show_model(self, model, name="labels", top=TOP):
-        """Show a model, or none, under a name, with `top` of its labels."""
+    def show_model(self, model, heading="labels: click one to see where it looked", top=TOP):
+        """Show a model, or none, under a heading, with `top` of its labels."""
         self.model, self.looked, self.top = model, (None, None), top
         if model:
-            self.heading.value = f"<b>{escape(name)}: click one to see where it looked</b>"
+            self.heading.value = f"<b>{escape(heading)}</b>"
 
     def show_scores(self, asked, decision, ranking, keep, also):
         """All that depends on the probabilities; labels `also` are shown wherever they rank."""

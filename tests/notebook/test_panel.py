@@ -372,7 +372,7 @@ def test_two_models_stand_side_by_side(two):
     assert [name for _, name in two.second.look.options] == [*LABELS.names[:-9:-1], "seen 0"]  # the chosen one, 22nd
     assert "22." in two.second.bars.value and two.second.look.value == two.look.value == "seen 0"
     assert "1 · the run" in two.first.heading.value and "2 · other &lt;b&gt;" in two.second.heading.value
-    put(two, beside=None)
+    put(two, beside="")
     assert two.second.layout.display == "none" and shown(two) == LABELS.names[:TOP]
     put(two, beside="other <b>")
     assert len(two.said) == 1  # it is opened once
@@ -388,7 +388,8 @@ def test_a_label_that_is_chosen_in_one_model_is_chosen_in_both(two):
         pixels.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"), dtype=int))
     assert pixels[0][0, 0] > pixels[0][-1, -1] and pixels[1][0, 0] < pixels[1][-1, -1]
     put(two, look="seen 3")
-    assert two.second.look.value == "seen 3"
+    assert two.second.look.value == "seen 3" and shown(two) == LABELS.names[:8]
+    assert [name for _, name in two.second.look.options] == [*LABELS.names[:-9:-1], "seen 3"]
 
 
 def test_each_model_has_its_own_threshold_and_figures(two):
@@ -410,7 +411,7 @@ def test_a_model_that_cannot_be_opened_is_said_and_the_first_stays(panel):
 
     panel = Panel(FakePredictor(), FakeSplit(), LABELS, RAW, beside={"broken": broken})
     put(panel, beside="broken")
-    assert "no such &lt;run&gt;" in panel.message.value and panel.beside.value is None
+    assert "no such &lt;run&gt;" in panel.message.value and panel.beside.value == ""
     assert panel.second.layout.display == "none" and shown(panel) == LABELS.names[:TOP]
     put(panel, threshold=0.9)
     assert "1 · " not in panel.first.heading.value and panel.results.layout.display == ""
@@ -495,6 +496,6 @@ def test_reset_brings_all_controls_back(two):
     two.reset.click()
     for name in "source scene carrying asked ranking keep threshold temperature seen_rate other_rate look".split():
         assert getattr(two, name).value == getattr(first, name).value, name
-    assert two.beside.value is None and two.second.layout.display == "none"
+    assert two.beside.value == "" and two.second.layout.display == "none"
     for name in "bars sets figures picture overlay export message thumbnails".split():
         assert getattr(two, name).value == getattr(first, name).value, name
