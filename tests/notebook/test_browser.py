@@ -370,9 +370,16 @@ def check_layout(hand, frame):
     return boxes
 
 
-def test_nothing_is_cut_off_or_overlaps(hand):
+def test_nothing_is_cut_off_or_overlaps(hand, keep):
     hand.page.evaluate("window.scrollTo(0, 0)")
-    check_layout(hand, hand.page.locator(".jp-NotebookPanel-notebook").bounding_box())
+    frame = hand.page.locator(".jp-NotebookPanel-notebook").bounding_box()
+    check_layout(hand, frame)
+    hand.labelled("beside it").select_option("untouched CLIP")
+    expect(hand.panel.get_by_role("table")).to_have_count(2)
+    check_layout(hand, frame)
+    keep(hand.panel, "two")
+    hand.labelled("beside it").select_option("no other model")
+    expect(hand.panel.get_by_role("table")).to_have_count(1)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

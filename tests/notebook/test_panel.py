@@ -152,6 +152,8 @@ def test_sliders_ask_the_model_nothing(panel):
     assert len(panel.predictor.asked) == 1
     put(panel, scene=2)
     assert len(panel.predictor.asked) == 2
+    put(panel, look=panel.look.options[1][1], carrying="seen 2", beside="")
+    assert len(panel.predictor.asked) == 2
 
 
 def by_hand(threshold, temperature=1.0, seen_rate=0.1, other_rate=0.1, task="gzsl", keep="all"):
@@ -437,12 +439,12 @@ def test_labels_asked_about_a_photo_set_the_base_rate(panel):
     put(panel, asked="seen 0, seen 1")
     assert panel.seen_rate.value == pytest.approx(0.1) and panel.message.value == ""  # as on val
     take(panel, png())
-    rate = lambda count: 10 ** round(np.log10(min(0.3, 10 / 6 / count)), 2)
+    rate = lambda count: 10 ** round(np.log10(min(10**-0.5, 10 / 6 / count)), 2)
     for count in (2, 7, 100):
         put(panel, asked=", ".join(f"thing {i}" for i in range(count)))
         assert panel.seen_rate.value == panel.other_rate.value == pytest.approx(rate(count))
-        words = f"base rates set to {rate(count):.1%}, as if a photo carried 1.7 of the {count} labels"
-        assert words in panel.message.value
+        words = f"base rates set to {rate(count):.1%}, as if a photo carried 1.7 of the labels asked about ({count})"
+        assert words in panel.message.value and ("the sliders end there" in panel.message.value) == (count == 2)
     moved = np.log(rate(100) / (1 - rate(100))) - np.log(0.1 / 0.9)  # each has the logit 0 at 0.1
     assert f">{1 / (1 + np.exp(-moved)):.3f}<" in panel.bars.value
     put(panel, other_rate=0.2, scene=3)
