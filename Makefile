@@ -1,5 +1,5 @@
 # make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.   make results, make results-author: results/.
-# make lab: JupyterLab.   make app: the panel of notebook 05 as a page; another run: make app RUN=runs/coco.
+# make book: the notebooks as a site, book/html/index.html.   make lab: JupyterLab.   make app: the panel of notebook 05 as a page; another run: make app RUN=runs/coco.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
@@ -20,7 +20,7 @@ POINTS := "author's points" "author's points, augmented"
 WITHOUT := raw_clip raw_clip_softmax ml_decoder clip_decoder best
 SINGLE := raw_clip raw_clip_softmax raw_clip_patch clip_decoder best
 
-.PHONY: demo test test-units test-pages bench results results-author data photos lab app clean
+.PHONY: demo test test-units test-pages bench results results-author data photos book lab app clean
 .DELETE_ON_ERROR:
 
 demo: data
@@ -74,6 +74,11 @@ data: $(VENV)/.installed
 	$(BIN)/python -m data_prep.emoji_scenes --out data/emoji
 	@mkdir -p runs
 
+# From the outputs as committed; nothing is executed.
+book: $(VENV)/.installed-book
+	$(BIN)/python -m sphinx --fail-on-warning --quiet --conf-dir docs --doctree-dir book/doctrees . book/html
+	@echo book/html/index.html
+
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(UPLOADS) notebooks
 
@@ -92,4 +97,4 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/emoji data/emoji_single runs
+	rm -rf $(VENV) data/emoji data/emoji_single runs book

@@ -124,7 +124,7 @@ class MatchingDecoder(MLDecoder):
         u = normalise(queries - mean),  q = u W_q,  t = tokens W_t
         x as in MLDecoder;  logit = x (w + u W_u) + b
 
-    Notebook 03 explains it, notebook 06 measures it against MLDecoder. Args: those of MLDecoder, and
+    Notebook 03b explains it, notebook 06 measures it against MLDecoder. Args: those of MLDecoder, and
         match: whether the output depends on the label; without it only the projections differ from MLDecoder.
     """
 

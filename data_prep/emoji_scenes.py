@@ -128,14 +128,20 @@ def _place(rng, side, taken):
 def draw(rng, names, setting):
     """A scene of the named concepts as an RGB image of SIZE x SIZE px."""
     image = Image.fromarray(background(rng, setting))
+    for _, patch, corner in _objects(rng, names):
+        image.paste(patch, corner, patch)
+    return image
+
+
+def _objects(rng, names):
+    """(name, glyph as RGBA, its upper left corner) of each object of a scene, those in front last."""
     base = SIZE * (0.62, 0.47, 0.42, 0.38, 0.35, 0.33)[len(names) - 1]
     sides = sorted((base * rng.uniform(0.8, 1.2) for _ in names), reverse=True)  # the small ones in front
     taken = []
     for name, side in zip(names, sides):
         patch, centre = _object(rng, name, side), _place(rng, side, taken)
         taken.append((centre, side))
-        image.paste(patch, (round(centre[0] - patch.width / 2), round(centre[1] - patch.height / 2)), patch)
-    return image
+        yield name, patch, (round(centre[0] - patch.width / 2), round(centre[1] - patch.height / 2))
 
 
 @cache
@@ -175,6 +181,18 @@ def scene(seed, split, index, most=MOST, shown=0.0):
     names, setting = choose(rng, split, most, shown)
     told = concepts()[0] + (concepts()[1] if split == "test" else [])
     return {"image": draw(rng, names, setting), "labels": sorted(told.index(n) for n in names if n in told)}
+
+
+def places(seed, split, index, most=MOST, shown=0.0):
+    """Where each object of a scene is seen, {name: bool [SIZE, SIZE]}; a pixel belongs to the object in front."""
+    rng = rng_of(seed, split, index)
+    names, setting = choose(rng, split, most, shown)
+    background(rng, setting)  # for the random numbers that it takes
+    owner, order = Image.new("L", (SIZE, SIZE)), []
+    for number, (name, patch, corner) in enumerate(_objects(rng, names), 1):
+        owner.paste(number, corner, patch.getchannel("A").point(lambda alpha: 255 * (alpha > 127)))
+        order.append(name)
+    return {name: np.asarray(owner) == number for number, name in enumerate(order, 1)}
 
 
 def _row(item, seed, most, shown):

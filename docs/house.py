@@ -7,13 +7,16 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {  # room: (left, bottom, width, height); core is the paper, at the bottom
-    "notebook": (0.1, 5.85, 2.1, 2.0), "export": (2.5, 5.85, 1.9, 2.0), "predictor": (1.7, 4.5, 2.1, 1.0),
-    "comparison": (4.6, 4.5, 2.7, 1.6), "training": (0.9, 1.65, 5.9, 2.5), "reference": (7.6, 1.65, 1.65, 0.8),
+    "notebook": (0.1, 5.8, 2.0, 2.05), "export": (2.3, 6.3, 1.3, 1.0), "share": (3.75, 6.3, 1.2, 1.0),
+    "predictor": (1.6, 4.15, 2.45, 1.3), "comparison": (4.75, 4.15, 2.65, 2.0),
+    "training": (0.9, 1.65, 5.9, 2.15), "reference": (7.6, 1.65, 1.65, 0.8),
     "core": (0.3, 0.1, 9.3, 1.15), "data_prep": (7.6, 2.8, 2.1, 5.05),
 }  # fmt: skip
 AT = {  # where an arrow goes down, if not in the middle of what the two rooms share
-    ("notebook", "core"): 0.6, ("notebook", "training"): 1.3, ("notebook", "predictor"): 1.95,
-    ("predictor", "core"): 3.3, ("export", "training"): 4.1, ("comparison", "core"): 7.05, ("data_prep", "core"): 9.45,
+    ("notebook", "core"): 0.6, ("notebook", "training"): 1.3, ("notebook", "predictor"): 1.85,
+    ("predictor", "core"): 3.3, ("predictor", "training"): 2.0, ("export", "predictor"): 2.6,
+    ("export", "training"): 3.0, ("share", "predictor"): 3.9, ("share", "training"): 4.2, ("share", "core"): 4.5,
+    ("training", "core"): 2.4, ("comparison", "core"): 7.1, ("data_prep", "core"): 9.45,
 }  # fmt: skip
 TITLES = {"core": "clipdec/: the paper", "data_prep": "data_prep/"}
 SKIPPED = {"__init__.py", "__main__.py"}
@@ -33,12 +36,12 @@ def files(room):
 
 
 def entries(room):
-    """What is listed of a room: each file with its lines, and a folder as one."""
+    """What is listed of a room: each file with its lines; and a folder as one, which has a row of its own."""
     paths = files(room)
     own = [path for path in paths if path.parent == folder(room) and path.name not in SKIPPED]
     inner = {path.parent for path in paths} - {folder(room)}
     folders = [(path.name, [file for file in paths if file.parent == path]) for path in sorted(inner)]
-    return [f"{path.stem} {lines(path)}" for path in own] + [
+    return [f"{path.stem} {lines(path)}" for path in own], [
         f"{name}/ {lines(*inside)}, {sum(file.name not in SKIPPED for file in inside)} files"
         for name, inside in folders
     ]
@@ -73,9 +76,10 @@ for room, (left, bottom, width, height) in PLACES.items():
     title = f"{TITLES.get(room, room + '/')}, {lines(*files(room)):,}"
     title += " lines" if room == "core" else ""
     axis.text(left + 0.1, bottom + height - 0.1, title, fontsize=10.5, weight="bold", va="top", zorder=3)
-    columns = max(1, int(width / 1.3))
-    for number, name in enumerate(entries(room)):
-        row, column = divmod(number, columns)
+    columns, (names, folders) = max(1, int(width / 1.3)), entries(room)
+    cells = [divmod(number, columns) for number in range(len(names))]
+    cells += [(-(-len(names) // columns) + number, 0) for number in range(len(folders))]
+    for (row, column), name in zip(cells, names + folders):
         x, y = left + 0.1 + column * (width - 0.1) / columns, bottom + height - 0.45 - row * 0.25
         axis.text(x, y, name, fontsize=9.5, va="top", zorder=3)
     for other in imported(room) if room != "core" else ():

@@ -1,5 +1,6 @@
 """What several test files use: what a run wrote, notes of calls, equal weights, files of vectors and of towers."""
 
+import hashlib
 import multiprocessing
 import os
 import time
@@ -99,3 +100,17 @@ def timm_file(name, folder, **changes):
     model, path = timm.create_model(name, pretrained=False, **changes).eval(), Path(folder) / f"{name}.safetensors"
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
     return model, path
+
+
+def hub_cache(cache, name, contents, revisions=("main",)):
+    """A repository as the hub's cache keeps it: {file: bytes} under a commit, to which the revisions lead. The commit.
+    """
+    commit = hashlib.sha1(repr((name, sorted(contents.items()))).encode()).hexdigest()
+    place = Path(cache) / f"models--{name.replace('/', '--')}"
+    for file, content in contents.items():
+        (place / "snapshots" / commit / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / "snapshots" / commit / file).write_bytes(content)
+    for revision in revisions:
+        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / revision).write_text(commit)
+    return commit

@@ -12,7 +12,7 @@ CORE = sorted((ROOT / "clipdec").glob("*.py"))
 FILES = sorted(path for room in ("clipdec", "data_prep", "tests", "benchmarks") for path in (ROOT / room).rglob("*.py"))
 ROOMS = {room: {"core"} for room in ("core", "training", "reference", "data_prep")}  # may import, beside themselves
 ROOMS |= {room: {"core", "training"} for room in ("predictor", "comparison")}
-ROOMS |= {room: {"core", "training", "predictor"} for room in ("export", "notebook")}
+ROOMS |= {room: {"core", "training", "predictor"} for room in ("export", "notebook", "share")}
 
 
 def name_of(path):

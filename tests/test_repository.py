@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import typing
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from clipdec import Config
 from clipdec.training.config import PRESETS
@@ -35,6 +38,30 @@ def number(path):
 def test_the_environment_takes_its_packages_from_the_project():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)] == [["-e ."]]
+
+
+def test_the_tested_versions_are_of_all_packages_and_within_their_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    parts = project["dependencies"], *project["optional-dependencies"].values()
+    asked = [Requirement(text) for part in parts for text in part]
+    pinned = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    versions = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pinned if applies(pin)}
+    for wanted in (each for each in asked if each.name != "clipdec"):
+        assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), wanted
+
+
+def applies(requirement):
+    return requirement.marker is None or requirement.marker.evaluate()
+
+
+def test_the_address_of_the_repository_is_that_of_the_project():
+    """In the badges and the cells that fetch it in Colab."""
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    name = address.removeprefix("https://github.com/")
+    for path in ALL_NOTEBOOKS:
+        text = path.read_text(encoding="utf8")
+        assert set(re.findall(r"git clone --depth 1 (\S+) ", text)) <= {address}, path
+        assert set(re.findall(r"colab.research.google.com/github/([^/]+/[^/]+)/", text)) <= {name}, path
 
 
 def test_the_notebooks_are_all_there():

@@ -94,9 +94,17 @@ def system_table(rows, task):
 
 
 def bench_table(rows):
-    """Systems side by side, the highest mean of each column in bold."""
-    systems = by(rows, "system")
-    lines = [[NAMES[name], each[0]["block"]] for name, each in systems]
+    """Systems side by side, and what they learned from."""
+    cells = [([NAMES[name], each[0]["block"]], each) for name, each in by(rows, "system")]
+    return side_by_side(["", "learned from"], cells)
+
+
+def side_by_side(heads, systems):
+    """Figures of systems, the highest mean of each column in bold.
+
+    Args: heads of the columns before; systems, [(cells of these columns, its rows, one a seed)].
+    """
+    rows, lines = [row for _, each in systems for row in each], [list(cells) for cells, _ in systems]
     columns = [(task, "map") for task in (*TASKS, "seen")]
     columns += [(task, figure) for task in TASKS for figure in [*figures(rows, "f1")][:1]]
     for task, figure in columns:
@@ -106,8 +114,8 @@ def bench_table(rows):
             mark = "**" if mean == max(means) >= 0 else ""
             line.append(f"{mark}{mean_sd(values)}{mark}")
     names = figures(rows)
-    heads = [f"{task.upper() if task in TASKS else task} {names[figure]}" for task, figure in columns]
-    return table(["", "learned from", *heads], lines)
+    heads = [*heads, *(f"{task.upper() if task in TASKS else task} {names[figure]}" for task, figure in columns)]
+    return table(heads, lines)
 
 
 def cost_table(rows):

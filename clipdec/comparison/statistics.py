@@ -10,17 +10,25 @@ from clipdec.metrics import NAN, check
 DRAWS = 250  # samples of the images that are looked at together: what they take of memory stays the same
 
 
-def difference(ours, others):
-    """`ours` minus `others` in mAP, of each task: its mean, its least and most of a seed, and its `interval`.
+def resampled_maps(scores, test, labels):
+    """{task: mAP in percent of every sample of the images of a Split, [R]}: "zsl", "gzsl" and "seen"."""
+    precisions = 100 * resampled_ap(scores, test.targets, bootstrap_weights(len(test)), test.known)  # [L, R]
+    parts = {"zsl": precisions[labels.unseen_index], "gzsl": precisions, "seen": precisions[labels.seen_index]}
+    return {task: each.nanmean(0) for task, each in parts.items()}
+
+
+def difference(ours, others, tasks=("zsl", "gzsl"), of_these_weights=False):
+    """`ours` minus `others` in mAP, of each task: its mean, its least and most of a seed, and its `interval`, or with
+    `of_these_weights` its `image_interval`.
 
     Args: both are (row, maps) of `run_system` for every seed. nan where no test image carries a label of the task.
     """
-    found = {}
-    for task in ("zsl", "gzsl"):
+    found, between = {}, image_interval if of_these_weights else interval
+    for task in tasks:
         each = [_map(a, task) - _map(b, task) for (a, _), (b, _) in zip(ours, others)]
         draws = torch.stack([a[task] - b[task] for (_, a), (_, b) in zip(ours, others)])  # [S, R]
         about = {"mean": sum(each) / len(each), "min": min(each), "max": max(each)}
-        found[task] = about | {"interval": interval(torch.tensor(each, dtype=torch.float64), draws)}
+        found[task] = about | {"interval": between(torch.tensor(each, dtype=torch.float64), draws)}
     return found
 
 
@@ -42,14 +50,32 @@ def interval(each, draws):
     positive, nan, say nothing. They are taken around their own mean: an image that is drawn twice raises AP a little.
     Returns: nan with one seed, which does not say how far another would be.
     """
-    seeds, images = len(each), draws.mean(0)
-    images = images[images.isfinite()]
+    seeds, images = len(each), _moves(draws)
     if seeds < 2 or not len(images):
         return [NAN, NAN]
     normal = torch.randn(seeds, len(images), 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     student = normal[0] / normal[1:].square().mean(0).sqrt()  # [R, 200], S - 1 degrees of freedom
-    moved = (images - images.mean())[:, None] + each.std() / math.sqrt(seeds) * student
-    return (each.mean() + moved.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))).tolist()
+    return _middle(each.mean() + images[:, None] + each.std() / math.sqrt(seeds) * student)
+
+
+def image_interval(each, draws):
+    """95 % interval of the mean of differences if test images alone were drawn again: it speaks of these trained
+    weights, not of those of another seed. Arguments as of `interval`; nan where no sample has a positive.
+    """
+    images = _moves(draws)
+    return _middle(each.mean() + images) if len(images) else [NAN, NAN]
+
+
+def _moves(draws):
+    """How the mean over seeds moves with the images: draws [S, R] around their mean, those without nan."""
+    images = draws.mean(0)
+    images = images[images.isfinite()]
+    return images - images.mean()
+
+
+def _middle(values):
+    """Between which two values the middle 95 % are."""
+    return values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
 
 
 def is_difference(found):

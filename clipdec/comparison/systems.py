@@ -12,7 +12,7 @@ from clipdec.comparison import field
 from clipdec.comparison.field import BUDGETS, FREE, METHODS, budget
 from clipdec.comparison.methods.raw_clip import patch_projection
 from clipdec.comparison.protocol import FACTORS, PROTOCOL, count_weights, trained_scores
-from clipdec.comparison.statistics import bootstrap_weights, difference, resampled_ap
+from clipdec.comparison.statistics import difference, resampled_maps
 from clipdec.data import load_data
 from clipdec.metrics import average_precision
 from clipdec.towers import ImageTower, windows_of
@@ -144,10 +144,7 @@ def run_system(name, config, resume=False):
         with open(path / "log.txt", "w", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
             scores, costs = (fitted if name in TRAINED else computed)(name, data, config)
         metrics = _keep(path, name, config, made_of, scores, costs, data)
-    test = data.test
-    precisions = 100 * resampled_ap(scores, test.targets, bootstrap_weights(len(test)), test.known)  # [L, R]
-    unseen = precisions[data.labels.unseen_index]
-    return _row(name, config, metrics, scores, data), {"zsl": unseen.nanmean(0), "gzsl": precisions.nanmean(0)}
+    return _row(name, config, metrics, scores, data), resampled_maps(scores, data.test, data.labels)
 
 
 def kept(path, made_of):

@@ -8,7 +8,7 @@ from clipdec.export.onnx import export_onnx
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m clipdec.export", description=__doc__)
-    parser.add_argument("run_folder", help="a folder that notebooks/04_train.ipynb wrote, or the name of a CLIP")
+    parser.add_argument("run_folder", help="a folder, user/name of the hub, or a CLIP, as for the predictor")
     parser.add_argument("path", help="the .onnx file to write")
     args = parser.parse_args(arguments)
     try:

@@ -233,7 +233,7 @@ def map_by_passes(points, named):
                 colour, marker, _ = looks[named[task][name]]
                 x, y = passes * shift[points[name]["block"]], points[name][task]
                 axis.plot(x, y, marker, color=colour, mec="black", mew=0.5, ms=8)
-                axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=7, va="center", color=colour)
+                axis.text(passes * 1.27, height, f"{named[task][name]} {y:.1f}", fontsize=8, va="center", color=colour)
         axis.set(xscale="log", ylabel=f"{task.upper()} mAP, %")
         axis.margins(y=0.1)
         axis.grid(axis="y", alpha=0.3)
@@ -283,9 +283,9 @@ def steps(ladders):
                 look = {"color": looks[step][0], "hatch": hatches[step], "edgecolor": "white"}
                 axis.barh(row, value - before, left=before, **look)
                 text = f"{value - before:+.1f} → {value:.1f}" if before else f"{value:.1f}"
-                axis.text(max(before, value) + 1, row, text, va="center", fontsize=7)
+                axis.text(max(before, value) + 1, row, text, va="center", fontsize=8)
                 before, row = value, row + 1
-        axis.set(xlim=(0, 105), xlabel=f"{task.upper()} mAP, %")
+        axis.set(xlim=(0, 115), xlabel=f"{task.upper()} mAP, %")
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].invert_yaxis()
     return figure
@@ -295,19 +295,22 @@ def learning_curves(groups, named):
     """mAP on val by epoch. groups: {title: {system: [mAP of each epoch]}}; named: {system: text at the height
     of its line's end}, with the looks that this text has in METHODS; the others are grey.
     """
-    figure, axes = _subplots(1, len(groups), figsize=(3.7 * len(groups), 3.6), sharey=True, squeeze=False)
+    figure, axes = _subplots(len(groups), 1, figsize=(7, 0.4 + 2.2 * len(groups)), sharex=True, squeeze=False)
     looks = method_looks(named.values())
     for axis, (title, curves) in zip(axes.flat, groups.items()):
         here, longest = [name for name in named if name in curves], max(map(len, curves.values()), default=1)
         for name in [name for name in curves if name not in named]:
             axis.plot(range(1, 1 + len(curves[name])), curves[name], color="#999999", linewidth=0.8)
-        ends = _apart([curves[name][-1] for name in here], 3)
+        gap = 0.1 * max(map(max, curves.values()), default=1)
+        ends = _apart([curves[name][-1] for name in here], gap)
         for name, end in zip(here, ends):
             colour, marker, style = looks[named[name]]
             axis.plot(range(1, 1 + len(curves[name])), curves[name], style, marker=marker, ms=4, color=colour)
-            axis.text(longest + 0.3, end, named[name], fontsize=7, va="center", color=colour)
-        axis.set(title=title, xlabel="epoch", xlim=(0.5, 1.75 * longest), xticks=range(1, 1 + longest))
-    axes[0, 0].set_ylabel("mAP on val, %")
+            axis.text(longest + 0.3, end, named[name], fontsize=8, va="center", color=colour)
+        axis.set(ylabel="mAP on val, %", xlim=(0.5, 1.35 * longest), xticks=range(1, 1 + longest))
+        axis.set_ylim(top=max([axis.get_ylim()[1], *(end + gap / 2 for end in ends)]))
+        axis.set_title(title, fontsize=9)
+    axes[-1, 0].set_xlabel("epoch")
     return figure
 
 

@@ -84,7 +84,7 @@ def show(predictor, answers):
     """Print the table of each photo as it comes, and below what its ticks mean; how many there were."""
     count = 0
     for photo, answer in answers:
-        print(f"{photo}\n{answer_table(predictor, answer)}\n")
+        print("\n" * bool(count) + f"{photo}\n{answer_table(predictor, answer)}")
         count += 1
     calibration = predictor.calibration
     rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
@@ -116,7 +116,8 @@ def parsed(arguments):
         prog="python -m clipdec.predictor", description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    run = "a folder that notebooks/04_train.ipynb wrote, or a CLIP, open_clip:<model>/<pretrained tag or file>"
+    run = "a folder that notebooks/04_train.ipynb wrote, user/name or user/name@revision of the Hugging Face hub, or "
+    run += "a CLIP, open_clip:<model>/<pretrained tag or file>"
     top_k = (
         "how many labels each photo gets; by default 10, of those given by --labels all, in files the predicted ones"
     )

@@ -6,7 +6,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from clipdec.predictor.raw_clip import REMEDY, UNCALIBRATED, RawClip, is_clip, v
 from clipdec.towers import UNIT, encode_labels
 from clipdec.training.build import label_queries, load_run, read_labels
 from clipdec.training.config import Config
+from clipdec.training.shared import find_run
 
 BATCH = 32  # images, or windows of them, that the model looks at at a time
 OPENERS = 4  # threads that open images
@@ -43,26 +43,31 @@ class Predictor:
         self._vectors = {}
 
     @classmethod
-    def load(cls, run_folder, base_rate=None, device="auto"):
+    def load(cls, run_folder, base_rate=None, device="auto", revision=None):
         """Open a run folder that `fit` wrote: its checkpoint.safetensors, config.json, labels.json and metrics.json.
-        The name of a CLIP in its place is opened by `from_clip`.
+        The name of a CLIP in its place is opened by `from_clip`, another text such as "user/name" is a run that was
+        shared on the Hugging Face hub.
 
         Args:
             base_rate: the share of your images that carry a label which you ask about, such as 0.05; by default that of
                 the seen labels on val (`calibration.base_rate`).
             device: auto (a GPU of CUDA if there is one, else the processor), cpu, cuda, or mps on a Mac.
+            revision: branch, tag or commit of a shared run; "user/name@revision" says it too.
         Raises: FileNotFoundError or ValueError if one of the files is missing or does not fit.
         """
         if is_clip(run_folder):
             predictor = cls.from_clip(run_folder, device=device)
             if base_rate is not None:
                 raise ValueError(f"base_rate is for calibrated probabilities, and {UNCALIBRATED}: leave it out")
+            if revision is not None:
+                raise ValueError(f"revision is for a run on the hub, and {run_folder} is a CLIP: leave it out")
             return predictor
-        config, model = load_run(run_folder)
+        folder = find_run(run_folder, revision)
+        config, model = load_run(folder)
         config = replace(config, device=device)
         try:
-            metrics = json.loads((Path(run_folder).expanduser() / "metrics.json").read_text(encoding="utf8"))
-            labels, calibration = read_labels(run_folder), Calibration(**metrics["calibration"])
+            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf8"))
+            labels, calibration = read_labels(folder), Calibration(**metrics["calibration"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"is not finished, or of another version ({error}): go on with it, resume True"
             raise FileNotFoundError(f"the run in {run_folder} {remedy}") from None

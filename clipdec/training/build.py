@@ -16,6 +16,7 @@ from clipdec.training.config import Config
 from clipdec.training.embeddings import load_label_embeddings
 from clipdec.training.fast import make_fast
 from clipdec.training.inputs import changed, inputs_of
+from clipdec.training.shared import TRAIN, find_run
 
 
 def image_tower(config):
@@ -87,16 +88,16 @@ def read_labels(run_folder):
     return LabelSpace(**json.loads(path.read_text(encoding="utf8")))
 
 
-def load_run(run_folder):
-    """(Config, CLIPDecoder in evaluation mode) of a run folder that `fit` wrote.
+def load_run(run_folder, revision=None):
+    """(Config, CLIPDecoder in evaluation mode) of a run folder that `fit` wrote, or a shared run: see `find_run`.
 
     Raises FileNotFoundError if there is none, ValueError if the checkpoint does not fit its config, or if the labels,
     the frozen tower or the label vectors are not those that it was trained with.
     """
-    config, path = Config.load(run_folder), Path(run_folder).expanduser() / "checkpoint.safetensors"
+    folder = find_run(run_folder, revision)
+    config, path = Config.load(folder), folder / "checkpoint.safetensors"
     if not path.is_file():
-        remedy = "train one with notebooks/04_train.ipynb, or give another run folder"
-        raise FileNotFoundError(f"there is no checkpoint {path}: {remedy}")
+        raise FileNotFoundError(f"there is no checkpoint {path}: {TRAIN}, or give another run folder")
     try:
         with safe_open(path, "pt") as file:
             references, about = torch.zeros(file.get_slice("references").get_shape()), file.metadata() or {}
@@ -107,7 +108,7 @@ def load_run(run_folder):
         raise ValueError(f"{path} does not fit its config.json ({reason}): both must come from one run") from error
     if about:  # runs of older versions have none
         settings, inputs = (json.loads(about[name]) for name in ("settings", "inputs"))
-        found = inputs_of(config, read_labels(run_folder), None if config.train_image_tower else model.tower)
+        found = inputs_of(config, read_labels(folder), None if config.train_image_tower else model.tower)
         others = changed(settings, {k: v for k, v in config.decisive().items() if k in settings})
         if others := others or changed(inputs, found):
             raise ValueError(f"{path} was trained with another {others}: bring that back, or train anew")

@@ -16,6 +16,7 @@ import torch
 
 from clipdec.data import at_home
 from clipdec.towers import windows_of
+from clipdec.training.shared import TRAIN, beside
 
 PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
 
@@ -57,7 +58,8 @@ SWITCHES = {  # the first six before there was `as_author`, each True by default
 }  # fmt: skip
 
 FREE = {"preset", "resume", "device", "processes", "num_workers", "out_dir", "save_minutes"}  # change no result
-FREE |= {"data", "image_weights", "label_embeddings"}  # nor does the name of a file; what is in it, inputs.py compares
+FILES = {"image_weights", "label_embeddings"}
+FREE |= FILES | {"data"}  # nor does the name of a file; what is in it, inputs.py compares
 
 AT_LEAST_0 = "0 or more", lambda value: value >= 0
 AT_LEAST_1 = "at least 1", lambda value: value >= 1
@@ -102,7 +104,7 @@ class Config:
     checkpoint_tower: bool = setting("True: a trained tower recomputes activations: less memory, a third more time")
     augment: bool = setting("True: RandAugment and Cutout; images are then encoded anew in every epoch")
     head: str = setting(
-        "ml_decoder: the paper's; linear, matching, residual: this repository's, in three steps (notebook 03)",
+        "ml_decoder: the paper's; linear, matching, residual: this repository's, in three steps (notebook 03b)",
         one_of("ml_decoder", "linear", "matching", "residual"),
     )
     embed_dim: int = setting("width of the decoder (the paper's code: 768)", WIDTHS)
@@ -168,16 +170,20 @@ class Config:
 
     @classmethod
     def load(cls, run_folder):
-        """The Config that a run was made with. Raises FileNotFoundError if the folder holds none."""
+        """The Config that a run was made with; a file of FILES that lies in the folder goes before one elsewhere.
+
+        Raises FileNotFoundError if the folder holds none.
+        """
         path = Path(run_folder).expanduser() / "config.json"
         if not path.is_file():
-            remedy = "train one with notebooks/04_train.ipynb"
-            raise FileNotFoundError(f"{run_folder} is not a run folder (it has no config.json): {remedy}")
+            raise FileNotFoundError(f"{run_folder} is not a run folder (it has no config.json): {TRAIN}")
         settings = without_switches(read_settings(path))
         if unknown := sorted(settings.keys() - {f.name for f in fields(cls)}):
             remedy = "it is of another version: update clipdec"
             raise ValueError(f"{path} has settings that are not known here, {', '.join(unknown)}: {remedy}")
-        return cls(**settings | {"device": "auto"})
+        files = {name: settings[name] for name in FILES if isinstance(settings.get(name), str)}
+        found = {name: beside(file, path.parent) for name, file in files.items()}
+        return cls(**settings | found | {"device": "auto"})
 
     def as_dict(self):
         return asdict(self)

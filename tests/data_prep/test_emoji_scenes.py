@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipdec import load_data
 from clipdec.training.sentences import unseen_shown
@@ -27,3 +28,23 @@ def test_unseen_objects_are_drawn_in_train_and_not_told(tmp_path):
         one, other = getattr(plain, split), getattr(data, split)
         assert all(np.array_equal(one.image(i), other.image(i)) for i in range(len(one)))
         assert one.targets.equal(other.targets)
+
+
+def test_places_are_those_of_the_objects_drawn(monkeypatch):
+    for i in range(6):  # outside of them the scene is its background
+        rng = emoji_scenes.rng_of(3, "test", i)
+        names, setting = emoji_scenes.choose(rng, "test")
+        image = np.asarray(emoji_scenes.scene(3, "test", i)["image"])
+        changed = (image != emoji_scenes.background(rng, setting)).any(-1)
+        union = np.any(list(emoji_scenes.places(3, "test", i).values()), axis=0)
+        assert (changed & ~union).sum() < 0.3 * union.sum() < 0.35 * (changed & union).sum()  # soft edges, no more
+    square = lambda rng, name, side: Image.new("RGBA", (round(side),) * 2, (*name.encode()[:2], len(name), 255))
+    monkeypatch.setattr(emoji_scenes, "_object", square)
+    hidden = 0
+    for i in range(20):  # what stands in front hides what is behind, to the pixel
+        found, image = emoji_scenes.places(3, "test", i), np.asarray(emoji_scenes.scene(3, "test", i)["image"])
+        assert sorted(found) == sorted(emoji_scenes.choose(emoji_scenes.rng_of(3, "test", i), "test")[0])
+        for name, mask in found.items():
+            assert np.array_equal(mask, (image == (*name.encode()[:2], len(name))).all(-1))
+        hidden += sum(mask.sum() for mask in found.values()) < 0.9 * len(found) * max(map(np.sum, found.values()))
+    assert hidden

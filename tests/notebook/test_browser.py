@@ -20,22 +20,20 @@ from itertools import combinations
 import nbformat
 import numpy as np
 import pytest
+from browser import GUARD, browsing, needs_chromium
 from helpers import ROOT, wait_until
 from nbformat.reader import NotJSONError
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from clipdec.data import HOME
 from data_prep.emoji_scenes import draw
 
-GUARD = 600_000  # ms, against hanging only
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 UPLOADS = '{"websocket_max_message_size": 104857600}'  # as in the Makefile
 SCENE = 725  # the test image of the screenshot
 RATES = ["base rate, seen", "base rate, other"]
 NASTY = '<img src=x onerror="document.title=1234">'
-WANT = "left out, for want of Chromium: nothing was tested in a browser; on Debian `apt install chromium`"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WANT)
+pytestmark = needs_chromium
 expect.set_options(timeout=GUARD / 4)
 
 
@@ -67,29 +65,6 @@ def serving(folder, *command, path):
             server.terminate()
             server.wait(GUARD / 1000)
             print(log.read_text(encoding="utf8"))  # shown beside an error
-
-
-@contextmanager
-def browsing(playwright, folder, address):
-    """A page in a browser with an empty profile; its errors and dialogs are kept in `page.wrong`."""
-    flags = "no-sandbox disable-gpu disable-background-networking disable-component-update disable-sync no-first-run"
-    settings = {"args": [f"--{flag}" for flag in flags.split()], "viewport": {"width": 1280, "height": 800}}
-    settings |= {"user_data_dir": folder / "profile", "executable_path": CHROMIUM}
-    context = playwright.chromium.launch_persistent_context(**settings)
-    context.set_default_timeout(GUARD)
-    page = context.pages[0]
-    page.wrong = []
-    page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.on("dialog", lambda dialog: (page.wrong.append(dialog.message), dialog.dismiss()))
-    page.goto(address, wait_until="commit")
-    yield page
-    context.close()
-
-
-@pytest.fixture(scope="module")
-def playwright():
-    with sync_playwright() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,16 @@ def test_learning_curves_are_grey_but_for_named_ones():
     assert [(text.get_text(), text.get_position()[1]) for text in axis.texts] == [("our head", 5.0)]
 
 
+def test_texts_beside_curves_are_apart_and_in_view():
+    curves = {"best": [10.0, 60.0], "biam": [40.0, 59.8], "mlp_patch": [50.0, 59.9], "other": [1.0, 2.0]}
+    named = {"best": "this repository's head", "biam": "BiAM", "mlp_patch": "MLP on tokens"}
+    (axis,) = plots.learning_curves({"26 passes": curves}, named).axes
+    heights = sorted(text.get_position()[1] for text in axis.texts)
+    assert np.diff(heights).min() >= 5.9 and heights[-1] < axis.get_ylim()[1]  # of the tenth of 60 that a line takes
+    assert len({text.get_color() for text in axis.texts}) == 3
+    assert all(text.get_fontsize() >= 8 for text in axis.texts)
+
+
 def test_windows_are_outlined_where_they_are_cut():
     looks = {"corners": windows_of(4), "thirds": windows_of("42/43")}
     figure = plots.windows_on(Image.new("RGB", (60, 30)), looks)

@@ -1,0 +1,45 @@
+"""Runs by name: a folder that is there, or a repository of the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+VECTORS = "label_vectors.npz"  # label vectors that came from a file, beside the config.json of a shared run
+SHARED = ["checkpoint.safetensors", "config.json", "labels.json", "metrics.json", VECTORS]
+ON_HUB = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(.+))?")  # user/name, user/name@revision
+TRAIN = "train one with notebooks/04_train.ipynb"
+
+
+def find_run(run, revision=None, start=""):
+    """The folder of a run.
+
+    Args:
+        run: a folder that is there; else a text such as "user/name" or "user/name@revision", a repository of the
+            Hugging Face hub. Of that the files SHARED are downloaded where the cache lacks them.
+        revision: branch, tag or commit of the repository, by default its main branch.
+        start: where a relative path begins, by default the working directory.
+
+    Returns: its path. One that can be no repository is given back even if nothing is there.
+    Raises: FileNotFoundError, in both readings of the text, if the hub gives no such repository; ValueError for a
+        revision of a folder.
+    """
+    folder = Path(start) / Path(run).expanduser()
+    name = ON_HUB.fullmatch(run) if isinstance(run, str) else None
+    if folder.is_dir() or not name:
+        if revision:
+            raise ValueError(f"{run} is no repository of the hub, which alone has revisions: leave {revision!r} out")
+        return folder
+    repository, behind = name.groups()
+    try:
+        return Path(snapshot_download(repository, revision=revision or behind, allow_patterns=SHARED))
+    except Exception as error:  # the hub's library and the network raise errors of many kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        hub = f"the Hugging Face hub gave no repository {run} ({reason.rstrip('.')})"
+        raise FileNotFoundError(f"there is no run folder {folder}, and {hub}: {TRAIN}, or give another name") from None
+
+
+def beside(path, folder):
+    """The file of a setting, or the one of its name in a run folder, which a shared run brings along."""
+    own = Path(folder) / Path(path).name
+    return str(own.absolute()) if own.is_file() else path
