@@ -62,7 +62,8 @@ def untouched_clip(run, split, labels, say):
 def other_run(run_folder, split, labels, say):
     """(Predictor, logits [M, L] on test) of another run on the same data, from its kept scores if it has them.
 
-    Args: run_folder, of the run, from the repository's root, or user/name of the hub; split, labels, say, see `untouched_clip`; the split is test.
+    Args: run_folder, of the run, from the repository's root, or user/name of the hub; split, labels, say, see
+        `untouched_clip`; the split is test.
     Raises: ValueError for a run on other labels or images, and what `Predictor.load` raises.
     """
     folder = find_run(run_folder, start=HOME)
