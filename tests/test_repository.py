@@ -82,8 +82,13 @@ def test_notebook_is_committed_as_it_ran(path):
 
 
 def prose(notebook):
-    """The text of a notebook's markdown cells."""
-    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    """The text of a notebook: its markdown cells, and the sentences that its cells show, which hold no table."""
+    texts = []
+    for cell in notebook.cells:
+        shown = [output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", [])]
+        said = [text for text in shown if not re.search(r"^\|", text, re.M)]
+        texts += [cell.source] if cell.cell_type == "markdown" else said
+    return "\n\n".join(texts)
 
 
 def minutes(time):
