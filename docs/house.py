@@ -7,15 +7,15 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {  # room: (left, bottom, width, height); core is the paper, at the bottom
-    "notebook": (0.1, 5.8, 2.0, 2.05), "export": (2.3, 6.3, 1.3, 1.0), "share": (3.75, 6.3, 1.2, 1.0),
-    "predictor": (1.6, 4.15, 2.45, 1.3), "comparison": (4.75, 4.15, 2.65, 2.0),
+    "notebook": (0.1, 5.8, 3.1, 2.05), "export": (3.3, 6.3, 1.1, 1.0), "share": (4.5, 6.3, 1.2, 1.0),
+    "predictor": (1.6, 4.15, 3.0, 1.3), "comparison": (4.85, 4.15, 2.6, 2.0),
     "training": (0.9, 1.65, 5.9, 2.15), "reference": (7.6, 1.65, 1.65, 0.8),
     "core": (0.3, 0.1, 9.3, 1.15), "data_prep": (7.6, 2.8, 2.1, 5.05),
 }  # fmt: skip
 AT = {  # where an arrow goes down, if not in the middle of what the two rooms share
     ("notebook", "core"): 0.6, ("notebook", "training"): 1.3, ("notebook", "predictor"): 1.85,
-    ("predictor", "core"): 3.3, ("predictor", "training"): 2.0, ("export", "predictor"): 2.6,
-    ("export", "training"): 3.0, ("share", "predictor"): 3.9, ("share", "training"): 4.2, ("share", "core"): 4.5,
+    ("predictor", "core"): 3.3, ("predictor", "training"): 2.0, ("export", "predictor"): 3.3,
+    ("export", "training"): 3.9, ("share", "predictor"): 4.55, ("share", "training"): 4.66, ("share", "core"): 4.78,
     ("training", "core"): 2.4, ("comparison", "core"): 7.1, ("data_prep", "core"): 9.45,
 }  # fmt: skip
 TITLES = {"core": "clipdec/: the paper", "data_prep": "data_prep/"}
