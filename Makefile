@@ -1,5 +1,5 @@
 # make demo: install, prepare the embedded data, train, print the results.   make test: every test, notebooks included.   make bench: benchmarks/results.md.   make results, make results-author: results/.
-# make book: the notebooks as a site, book/html/index.html.   make lab: JupyterLab.   make app: the panel of notebook 05 as a page; another run: make app RUN=runs/coco.
+# make book: the notebooks as a site, book/html/index.html.   make lab: JupyterLab.   make app: the panel of notebook 05 as a page; another run: make app RUN=runs/coco, beside a second one: OTHER=runs/b32.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
@@ -83,7 +83,7 @@ lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(UPLOADS) notebooks
 
 app: $(VENV)/.installed-app data
-	$(BIN)/papermill --prepare-only notebooks/07_app.ipynb runs/app.ipynb -p run_folder $(RUN)
+	$(BIN)/papermill --prepare-only notebooks/07_app.ipynb runs/app.ipynb -p run_folder $(RUN) $(if $(OTHER),-p other_folder $(OTHER))
 	$(BIN)/voila --Voila.tornado_settings=$(UPLOADS) runs/app.ipynb
 
 # A stamp is written last: without it an environment is half-made, and is made anew.

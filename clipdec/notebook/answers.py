@@ -6,7 +6,6 @@ from clipdec.calibration import log_odds
 from clipdec.labels import clean_name, same_name
 from clipdec.metrics import NAN, average_precision, precision_recall_f1
 
-HIGHEST_RATE = 0.3  # of labels that one asks about a photo
 WORST, FEW = 50, 5  # labels in the list of the worst; images below which AP is mostly chance
 
 
@@ -16,13 +15,6 @@ def parse_labels(text, known=()):
     spelling = {same_name(name): name for name in known}
     names = [spelling.get(same_name(name), name) for name in parts if name]
     return list(dict.fromkeys(names)), len(parts) - len(names)
-
-
-def rate_of_asked(count, per_image):
-    """The base rate of `count` labels that one asks about a photo of one's own: as if it carried `per_image` of them,
-    but at most HIGHEST_RATE: who asks about few labels does not mean that most are there.
-    """
-    return min(per_image / count, HIGHEST_RATE)
 
 
 class Decision:

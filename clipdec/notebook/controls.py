@@ -14,7 +14,7 @@ ROW = {"flex_flow": "row wrap", "grid_gap": "4px 14px"}
 
 
 def show(widget, there):
-    """Let a widget be there, or take no room."""
+    """Let a widget be there if `there` is true or is something, or take no room."""
     widget.layout.display = "" if there else "none"
 
 
@@ -35,7 +35,7 @@ class Question(w.VBox):
         self.upload = w.FileUpload(accept="image/*", multiple=True, description="choose photos", layout=place)
         hint = "names between commas; empty: all"
         self.asked = w.Text(description="labels", placeholder=hint, continuous_update=False, **WIDE)
-        options = {"no other model": None} | {name: name for name in beside}
+        options = {"no other model": ""} | {name: name for name in beside}
         self.beside = w.Dropdown(options=options, description="beside it", **WIDE)
         parts = [self.source, self.scene, self.find, self.photo, self.upload, self.asked, self.beside]
         super().__init__(parts, layout=COLUMN)

@@ -5,11 +5,12 @@ from functools import cache, partial
 import torch
 
 from clipdec.calibration import fit_calibration
-from clipdec.data import at_home, load_data
+from clipdec.data import HOME, load_data
 from clipdec.notebook.answers import Part, best_three
 from clipdec.predictor.predictor import Predictor
 from clipdec.predictor.raw_clip import RawClip
 from clipdec.training.scores import known_pairs, run_scores, split_scores
+from clipdec.training.shared import find_run
 
 
 class Shown:
@@ -23,6 +24,13 @@ class Shown:
         logits = predictor.calibration.log_odds(torch.as_tensor(logits))
         self.part, self.best_three = cache(partial(Part, labels, logits, targets)), cache(best_three)
         self.question, self.answer = (None, None), None
+
+    @property
+    def title(self):
+        """Its name, and what one should know where it is shown."""
+        clip = getattr(self.predictor, "model", None)
+        whole = ["which looks at the whole image"] if isinstance(clip, RawClip) and not clip.tower.boxes else []
+        return ", ".join([self.name, *whole, *filter(None, [self.predictor.calibration.note])])
 
     def ask(self, image, names):
         """Calibrated logits [L] of labels for an image, which is told from others as an object, not by its pixels."""
@@ -51,19 +59,21 @@ def untouched_clip(run, split, labels, say):
     return clip, logits
 
 
-def other_run(folder, split, labels, say):
+def other_run(run_folder, split, labels, say):
     """(Predictor, logits [M, L] on test) of another run on the same data, from its kept scores if it has them.
 
-    Args: folder, of the run; split, labels, say, see `untouched_clip`; the split is test.
+    Args: run_folder, of the run, from the repository's root, or user/name of the hub; split, labels, say, see
+        `untouched_clip`; the split is test.
     Raises: ValueError for a run on other labels or images, and what `Predictor.load` raises.
     """
-    run = Predictor.load(at_home(folder))
-    _check(folder, run.labels, labels)
+    folder = find_run(run_folder, start=HOME)
+    run = Predictor.load(folder)
+    _check(run_folder, run.labels, labels)
     data = load_data(run.config.data)
     if not torch.equal(data.test.targets, split.targets):
-        raise ValueError(f"{folder} was tested on other images: choose a run on these data")
-    say(f"{folder} looks at {len(split)} images, if its scores are not kept …")
-    return run, run_scores(at_home(folder), run.model, data, run.config)
+        raise ValueError(f"{run_folder} was tested on other images: choose a run on these data")
+    say(f"{run_folder} looks at {len(split)} images, if its scores are not kept …")
+    return run, run_scores(folder, run.model, data, run.config)
 
 
 def _check(name, found, wanted):

@@ -3,48 +3,18 @@ second model beside the first.
 """
 
 from functools import cache, partial
-from html import escape
 from threading import RLock
-
-import ipywidgets as w
 
 from clipdec.images import ImageError, open_image
 from clipdec.labels import same_name
 from clipdec.notebook import render
-from clipdec.notebook.answers import HIGHEST_RATE, Decision, parse_labels, rate_of_asked
-from clipdec.notebook.controls import ROW, Choice, Question, show
+from clipdec.notebook.answers import Decision, parse_labels
+from clipdec.notebook.controls import show
+from clipdec.notebook.layout import Controls
 from clipdec.notebook.models import Shown, untouched_clip
-from clipdec.notebook.views import TOP, Answer, Asked, WorstLabels
+from clipdec.notebook.views import TOP, TOP_OF_TWO, Asked
 
 PHOTO = 768  # px: short side of a large photo, scaled
-
-
-class Controls(w.VBox):
-    """What one sets, what answers, and the browser of the worst labels, laid out. Each widget is an attribute."""
-
-    def __init__(self, split, predictor, names, beside):
-        question, choice, browser = Question(len(split), names, beside), Choice(predictor), WorstLabels(split)
-        self.question, self.choice, self.browser = question, choice, browser
-        self.source, self.scene, self.carrying, self.next = (
-            question.source, question.scene, question.carrying, question.next,
-        )  # fmt: skip
-        self.photo, self.upload, self.asked, self.beside = (
-            question.photo, question.upload, question.asked, question.beside,
-        )  # fmt: skip
-        self.ranking, self.keep, self.threshold = choice.ranking, choice.keep, choice.threshold
-        self.second_threshold, self.temperature = choice.second_threshold, choice.temperature
-        self.seen_rate, self.other_rate, self.sliders = choice.seen_rate, choice.other_rate, choice.sliders
-        self.worst, self.thumbnails, self.example = browser.worst, browser.thumbnails, browser.example
-        self.first, self.second = Answer(), Answer()
-        self.look, self.bars, self.picture = self.first.look, self.first.bars, self.first.picture
-        self.overlay, self.sets, self.figures = self.first.overlay, self.first.sets, self.first.figures
-        show(self.second, False)
-        self.controls = w.HBox([question, choice], layout=ROW)
-        self.message, self.export = w.HTML(layout={"flex": "1 1 300px"}), w.HTML()
-        self.reset = w.Button(description="reset the controls", layout={"width": "160px"})
-        line = w.HBox([self.message, self.export, self.reset], layout={"align_items": "center"})
-        self.results = w.HBox([self.first, self.second], layout=ROW)
-        super().__init__([self.controls, line, self.results, browser])
 
 
 class Panel(Controls):
@@ -68,10 +38,10 @@ class Panel(Controls):
             beside = {"untouched CLIP": partial(untouched_clip, predictor, split, labels)}
         super().__init__(split, predictor, labels.names, beside)
         self.predictor, self.split, self.space = predictor, split, labels
-        self.first.show_model(Shown(name, predictor, logits, labels, split.targets), "")
+        self.first.show_model(Shown(name, predictor, logits, labels, split.targets))
         self.opened = cache(lambda other: self._opened(other, beside[other]))
         self.photos, self.current = {}, (None, None)  # by name; which image is shown, and the image
-        self.rate = None  # base rate set for labels that are asked about a photo, None where it is val's
+        self.rated, self.rate_note = 0, ""  # number of labels asked about a photo that the base rates are set for
         self.one_at_a_time, self.stepping = RLock(), False
         self.pinned = None  # number of a test image, and a label that is shown for it wherever it ranks
         self._on([self.source, self.scene, self.photo, self.asked], self._refresh)
@@ -128,10 +98,9 @@ class Panel(Controls):
         """The image that is shown, opened once."""
         if self.number is None and self.photo.value is None:
             raise ValueError("there is no photo yet: choose one with the button")
-        photo = self.photos.get(self.photo.value)
-        key = photo if self.number is None else self.number
-        if key is not self.current[0]:
-            self.current = key, photo if self.number is None else self.split.image(self.number)
+        which = self.photo.value if self.number is None else self.number
+        if which != self.current[0]:
+            self.current = which, self.photos[which] if self.number is None else self.split.image(which)
         return self.current[1]
 
     def _take_photos(self):
@@ -145,6 +114,7 @@ class Panel(Controls):
                 wrong.append(str(error))
         taken = [name for name, photo in self.photos.items() if photo is not before.get(name)]
         if taken:
+            self.current = None, None  # a photo of the same name may be another one
             self.photo.options, self.photo.value = list(self.photos), taken[0]
             self.source.value = "photo"
             self._refresh()
@@ -168,15 +138,25 @@ class Panel(Controls):
         notes = [f"{self.photo.value}, {photo.width} × {photo.height} px"] if photo else []
         notes += [f"{empty} empty label{'s' * (empty > 1)} left out"] if empty else []
         notes += [f"{len(names)} labels asked about"] if len(names) > TOP else []
-        per_image = max(1.0, self.split.targets.sum(1).double().mean().item())
-        rate = rate_of_asked(len(names), per_image) if photo and names else None
-        if rate != self.rate:
-            self.rate = rate
-            rate = self.choice.set_rate(rate or self.choice.base_rate)
-            labels = f"{per_image:.1f} of the {len(names)} labels asked about" if len(names) > 1 else "the label"
-            words = f"as if a photo carried {labels}, as many as test images carry on average"
-            self.rate_note = f"base rates set to {rate:.1%}, {words}, but at most {HIGHEST_RATE:.0%}"
-        self.message.value = render.message("; ".join(notes + ([self.rate_note] if self.rate else [])))
+        count = len(names) if photo else 0
+        if count != self.rated:
+            self._rate(count)
+        notes += [self.rate_note] if count else []
+        self.message.value = render.message("; ".join(notes))
+
+    def _rate(self, count):
+        """Set the base rates as if a photo carried as many of `count` labels as a test image does of all on average.
+
+        Who asks about a few labels has reasons to. With a count of 0 they are val's, as of test images, whose labels
+        are as rare as there.
+        """
+        self.rated, self.rate_note = count, ""
+        carried = max(1.0, self.split.targets.sum(1).double().mean().item())
+        rate = self.choice.set_rate(carried / count if count else self.choice.base_rate)
+        if count:
+            labels = f"{carried:.1f} of the labels asked about ({count}), as test images do on average"
+            ends = "; the sliders end there" if rate < 0.98 * carried / count else ""
+            self.rate_note = f"base rates set to {rate:.1%}, as if a photo carried {labels}{ends}"
 
     def _question(self):
         names = parse_labels(self.asked.value, self.space.names)[0] or self.space.names
@@ -189,13 +169,13 @@ class Panel(Controls):
 
     def _show_scores(self, label=None):
         """All that depends on the probabilities. Where two models are shown one label is chosen in both."""
-        asked, also = self._question(), {label}
-        also |= {self.pinned[1]} if self.pinned and self.pinned[0] == self.number else set()
+        asked, pinned = self._question(), self.pinned and self.pinned[0] == self.number
+        also = {self.pinned[1]} if pinned else set()
         for answer, threshold in zip(self.answers, [self.threshold, self.second_threshold]):
             sliders = (slider.value for slider in (threshold, self.temperature, self.seen_rate, self.other_rate))
             decision = Decision(*sliders, self.choice.base_rate)
-            also |= {self.look.value} if self.second.model else set()
-            answer.show_scores(asked, decision, self.ranking.value, self.keep.value, also)
+            chosen = {label or self.look.value} if self.second.model else set()
+            answer.show_scores(asked, decision, self.ranking.value, self.keep.value, also | chosen)
             if label in [name for _, name in answer.look.options]:
                 answer.look.value = label
             label = self.look.value
@@ -209,7 +189,7 @@ class Panel(Controls):
 
     def _show_worst(self):
         model = self.first.model
-        name = escape(model.name) if self.second.model else "the model"
+        name = model.name if self.second.model else "the model"
         self.browser.show(model.part(self.ranking.value, self.keep.value), name)
 
     def _open(self, number, label):
@@ -250,21 +230,21 @@ class Panel(Controls):
 
     def _stand_beside(self):
         """Show a second model, or no other one."""
-        name, self.second.model = self.beside.value, None
+        name = self.beside.value
+        self.second.show_model(None)
         try:
             if name:
                 model = self.opened(name)
-                note = f" · {model.predictor.calibration.note}" if model.predictor.calibration.note else ""
-                self.second.show_model(model, f"<b>2 · {escape(name + note)}</b>")
+                self.second.show_model(model, f"2 · {model.title}", TOP_OF_TWO)
                 self.second_threshold.value = round(model.predictor.threshold, 2)
         except Exception:
-            self.beside.value = None
+            self.beside.value = ""
             raise
         finally:
             for widget in (self.second, self.second_threshold):
-                show(widget, self.second.model is not None)
+                show(widget, self.second.model)
             first = self.first.model
-            self.first.show_model(first, f"<b>1 · {escape(first.name)}</b>" if self.second.model else "")
+            self.first.show_model(first, *([f"1 · {first.title}", TOP_OF_TWO] if self.second.model else []))
         self._refresh()
         self._show_worst()
 
@@ -272,6 +252,6 @@ class Panel(Controls):
         """All controls as they were at first; photos stay in their list."""
         for control, value in self.start.items():
             control.value = value
-        self.pinned = self.rate = None
+        self.pinned, self.rated = None, 0
         self.look.options = ()  # the chosen label, too
         self._stand_beside()

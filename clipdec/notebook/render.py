@@ -17,7 +17,7 @@ HATCH = f"repeating-linear-gradient(45deg,{UNSEEN} 0 5px,#7a5200 5px 7px)"  # un
 def bars(ranks, marks, probabilities, threshold):
     """Beside the button of each label its rank, mark ("seen", "unseen", "new"), bar with the threshold, probability."""
     rows = "".join(_bar(rank, mark, float(p), threshold) for rank, mark, p in zip(ranks, marks, probabilities))
-    columns = f"grid-template-columns:2.5em 4em 1fr 3em;grid-auto-rows:{ROW}"
+    columns = f"grid-template-columns:2.5em 4em 1fr 3.3em;grid-auto-rows:{ROW}"
     return f'<div style="display:grid;{columns};column-gap:6px;align-items:center;line-height:1.2">{rows}</div>'
 
 

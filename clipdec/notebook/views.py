@@ -1,6 +1,7 @@
 """What the panel shows: the answer of a model, and the labels that it is worst at."""
 
 from dataclasses import dataclass
+from html import escape
 
 import ipywidgets as w
 import torch
@@ -11,7 +12,7 @@ from clipdec.notebook.answers import set_figures
 from clipdec.notebook.controls import COLUMN, NAMED, ROW
 from clipdec.training.report import dashed
 
-TOP, MOST = 12, 15  # labels shown; predicted labels that are named
+TOP, TOP_OF_TWO, MOST = 12, 8, 15  # labels shown, of one model and of two; predicted labels that are named
 SIDE, THUMB = 200, 92  # px: width of pictures, and of small ones
 
 
@@ -34,18 +35,20 @@ class Answer(w.VBox):
 
     def __init__(self):
         self.model, self.looked, self.rows = None, (None, None), []
-        self.heading = w.HTML(layout={"display": "none"})
+        self.heading = w.HTML()
         self.look = w.ToggleButtons(layout={"width": "186px"}, style={"button_width": "180px"})
         self.bars = w.HTML(layout={"flex": "1 1 200px", "min_width": "200px"})
-        scores = [w.HTML("<b>labels: click one to see where it looked</b>"), w.HBox([self.look, self.bars])]
+        scores = [self.heading, w.HBox([self.look, self.bars])]
         self.picture, self.overlay, self.sets, self.figures = (w.HTML() for _ in range(4))
         view = [w.HBox([self.picture, self.overlay]), self.sets, self.figures]
         boxes = w.HBox([w.VBox(scores, layout=COLUMN), w.VBox(view, layout=COLUMN)], layout=ROW)
-        super().__init__([self.heading, boxes], layout=COLUMN)
+        super().__init__([boxes], layout=COLUMN)
 
-    def show_model(self, model, heading):
-        self.model, self.looked = model, (None, None)
-        self.heading.value, self.heading.layout.display = heading, "" if heading else "none"
+    def show_model(self, model, heading="labels: click one to see where it looked", top=TOP):
+        """Show a model, or none, under a heading, with `top` of its labels."""
+        self.model, self.looked, self.top = model, (None, None), top
+        if model:
+            self.heading.value = f"<b>{escape(heading)}</b>"
 
     def show_scores(self, asked, decision, ranking, keep, also):
         """All that depends on the probabilities; labels `also` are shown wherever they rank."""
@@ -59,7 +62,7 @@ class Answer(w.VBox):
 
     def _show_bars(self, asked, names, probabilities, threshold, also):
         """A button and a bar for each of the best labels. The one that is chosen stays while it is shown."""
-        shown, true = [i for i, name in enumerate(names) if i < TOP or name in also], asked.true or []
+        shown, true = [i for i, name in enumerate(names) if i < self.top or name in also], asked.true or []
         labels = [names[i] for i in shown]
         kinds = [asked.kinds[name] for name in labels]
         self.bars.value = render.bars([i + 1 for i in shown], kinds, probabilities[shown], threshold)
@@ -75,7 +78,7 @@ class Answer(w.VBox):
     def _show_figures(self, asked, decision, part, names, predicted):
         """Precision, recall and F1 of the image and of the whole split."""
         if asked.true is None:
-            self.figures.value = render.message("no figures: nobody has said what a photo of yours shows")
+            self.figures.value = "<div>no figures: nobody has said what a photo of yours shows</div>"
             return
         judged = [name for name in names if asked.kinds[name] != "new"]  # the data set annotates no new ones
         marks = [[name in some for name in judged] for some in (set(predicted), asked.true)]
@@ -108,7 +111,7 @@ class WorstLabels(w.VBox):
         super().__init__([self.heading, self.worst, self.thumbnails, self.example])
 
     def show(self, part, model):
-        self.heading.value = f"<b>where {model} fails: choose a label, then open one of its images</b>"
+        self.heading.value = f"<b>where {escape(model)} fails: choose a label, then open one of its images</b>"
         self.part, worst = part, part.worst()
         self.worst.options, self.worst.index = worst, 0 if worst else None
         self.show_examples()

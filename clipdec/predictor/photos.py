@@ -13,8 +13,10 @@ from clipdec.training.run_folder import whole
 
 COLUMNS = ["image", "labels", "probabilities"]  # data_prep.folder reads the first two
 TOOL = "clipdec"
-X, RDF, DC = "adobe:ns:meta/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
-for prefix, address in {"x": X, "rdf": RDF, "dc": DC}.items():
+X, RDF = "adobe:ns:meta/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+DC, DIGIKAM = "http://purl.org/dc/elements/1.1/", "http://www.digikam.org/ns/1.0/"
+KEYWORDS = {f"{{{DC}}}subject": "Bag", f"{{{DIGIKAM}}}TagsList": "Seq"}  # some programs read the one, some the other
+for prefix, address in {"x": X, "rdf": RDF, "dc": DC, "digiKam": DIGIKAM}.items():
     ET.register_namespace(prefix, address)
 
 
@@ -67,7 +69,7 @@ class TagsFile:
 
 
 def write_sidecar(photo, names):
-    """Write PHOTO.xmp beside a photo, with labels as the keywords of XMP (dc:subject); the photo is not touched.
+    """Write PHOTO.xmp beside a photo, with labels as keywords of XMP (KEYWORDS); the photo is not touched.
 
     Raises FileExistsError if another program wrote the side-car: what it holds would be lost.
     """
@@ -76,8 +78,9 @@ def write_sidecar(photo, names):
         raise FileExistsError(f"{path} is another program's and stays as it is: move it, or write the tags there")
     meta = ET.Element(f"{{{X}}}xmpmeta", {f"{{{X}}}xmptk": TOOL})
     about = ET.SubElement(ET.SubElement(meta, f"{{{RDF}}}RDF"), f"{{{RDF}}}Description", {f"{{{RDF}}}about": ""})
-    bag = ET.SubElement(ET.SubElement(about, f"{{{DC}}}subject"), f"{{{RDF}}}Bag")
-    for name in names:
-        ET.SubElement(bag, f"{{{RDF}}}li").text = name
+    for keyword, kind in KEYWORDS.items():
+        listed = ET.SubElement(ET.SubElement(about, keyword), f"{{{RDF}}}{kind}")
+        for name in names:
+            ET.SubElement(listed, f"{{{RDF}}}li").text = name
     with whole(path) as aside:
         ET.ElementTree(meta).write(aside, encoding="utf-8", xml_declaration=True)

@@ -4,6 +4,7 @@ Needs Chromium (on Debian `apt install chromium`); without it these tests are le
 has trained the default run; if there is none, it is trained first (conftest.py).
 """
 
+import csv
 import io
 import json
 import os
@@ -96,6 +97,7 @@ class Hand:
         self.panel.evaluate("panel => panel.scrollIntoView()")
         expect(self.panel).to_be_visible()
         self.buttons = self.panel.locator(".widget-toggle-buttons").first.get_by_role("button")
+        self.second = self.panel.locator(".widget-toggle-buttons").nth(1).get_by_role("button")  # of a second model
         self.images = self.panel.get_by_role("img")
         self.row = self.panel.get_by_role("row", name="test images")
 
@@ -111,7 +113,8 @@ class Hand:
         expect(self.buttons).to_have_count(buttons)
 
     def handle(self, name):
-        return self.panel.locator(".widget-slider", has_text=name).get_by_role("slider")
+        named = self.page.get_by_text(name, exact=True)
+        return self.panel.locator(".widget-slider").filter(has=named).get_by_role("slider")
 
     def slide(self, name, key, times=10):
         self.handle(name).focus()
@@ -262,6 +265,7 @@ def test_a_photo(hand, keep):
     expect(hand.panel.get_by_role("row", name="this image")).to_have_count(0)
     hand.ask("cactus, guitar, sushi, pizza, a plant with spines", 5)
     hand.looks(0, "your photo")
+    hand.says("base rates set to")
     keep(hand.panel, "photo")
 
 
@@ -310,24 +314,25 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(hand):
         if names[-1].startswith("open "):
             break
         hand.page.keyboard.press("Tab")
-    controls = ["image", "number", "labels", "ranked", "images", "threshold", "temperature", *RATES]
+    controls = ["image", "number", "that carries", "labels", "beside it", "ranked", "images", "threshold"]
+    controls += ["temperature", *RATES]
     assert controls == [name for name in dict.fromkeys(names) if name in controls], names
     assert any(name.startswith("choose photos") for name in names) and all(names), "a control without a name"
-    assert {"worst labels", *hand.buttons.all_inner_texts()} <= set(names)
+    others = {"next one", "table as CSV", "reset the controls", "worst labels"}
+    assert others | {*hand.buttons.all_inner_texts()} <= set(names)
     hand.page.keyboard.press("Enter")
     expect(hand.labelled("number")).to_have_value(names[-1].removeprefix("open "))
 
 
-def test_nothing_is_cut_off_or_overlaps(hand):
-    hand.page.evaluate("window.scrollTo(0, 0)")
+def check_layout(hand, frame):
+    """Nothing of the panel is cut off, overlaps, or leaves a frame; where it is, [{what, x, y, right, bottom}]."""
     boxes = hand.panel.evaluate("""panel => {
-        const kinds = 'input, select, button, .widget-label, .widget-readout, .slider-container, img, table';
+        const kinds = 'input, select, button, a, .widget-label, .widget-readout, .slider-container, img, table';
         return [...panel.querySelectorAll(kinds + ', .widget-html-content')].map(e => {
             const box = e.getBoundingClientRect().toJSON(), spills = getComputedStyle(e).overflow !== 'visible';
             const cut = e.scrollWidth > e.clientWidth && !e.matches('input') && spills, there = !!e.offsetParent;
             return {what: e.tagName + ' ' + (e.textContent || e.alt || '').slice(0, 30), cut, there, ...box}
         }).filter(e => e.there && e.width && e.height)}""")
-    frame = hand.page.locator(".jp-NotebookPanel-notebook").bounding_box()
     assert len(boxes) > 40
     for box in boxes:
         assert frame["x"] <= box["x"] and box["right"] <= frame["x"] + frame["width"] and not box["cut"], box
@@ -337,16 +342,56 @@ def test_nothing_is_cut_off_or_overlaps(hand):
         insets = [[b[start] - a[start], a[end] - b[end]] for start, end in sides]  # of b in a
         nested = np.min(insets) >= -1 or np.max(insets) <= 1  # as text is in a table
         assert apart or nested, (a["what"], b["what"])
+    return boxes
 
 
-def test_the_panel_is_a_page_without_code(playwright, keep, tmp_path):
+def test_nothing_is_cut_off_or_overlaps(hand, keep):
+    hand.page.evaluate("window.scrollTo(0, 0)")
+    frame = hand.page.locator(".jp-NotebookPanel-notebook").bounding_box()
+    check_layout(hand, frame)
+    hand.labelled("beside it").select_option("untouched CLIP")
+    expect(hand.panel.get_by_role("table")).to_have_count(2)
+    check_layout(hand, frame)
+    keep(hand.panel, "two")
+    hand.labelled("beside it").select_option("no other model")
+    expect(hand.panel.get_by_role("table")).to_have_count(1)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_panel_is_a_page_without_code(playwright, keep, tmp_path, theme):
+    """And shows two models side by side, the table of which is what a browser saves."""
     shutil.copy(ROOT / "notebooks" / "07_app.ipynb", tmp_path / "app.ipynb")
-    options = [str(tmp_path / "app.ipynb"), "--no-browser", "--port=PORT", "--token=TOKEN"]
+    options = [str(tmp_path / "app.ipynb"), "--no-browser", "--port=PORT", "--token=TOKEN", f"--theme={theme}"]
     with serving(tmp_path, "voila", *options, path="") as address, browsing(playwright, tmp_path, address) as page:
         page.locator(".widget-slider").first.wait_for()
         hand = Hand(page)
         hand.ask("house, a red roof", 2)
         hand.ask("", 12)
-        assert page.get_by_text("import clipdec").count() == 0 and page.wrong == []
-        assert page.get_by_role("progressbar").count() == 0
-        keep(page.get_by_role("heading", name="The panel as a page"), "app")
+        assert page.get_by_text("import clipdec").count() == 0 and page.get_by_role("progressbar").count() == 0
+        keep(page.get_by_role("heading", name="The panel as a page"), f"app_{theme}")
+        hand.enter("number", str(SCENE))
+        hand.looks(0, f"test image {SCENE}")
+        hand.labelled("beside it").select_option("untouched CLIP")
+        hand.looks(2, f"test image {SCENE}")
+        tables, (_, label, *_) = hand.panel.get_by_role("table"), hand.second.all_inner_texts()
+        expect(tables).to_have_count(2)
+        hand.second.nth(1).click()
+        for place in (1, 3):
+            hand.looks(place, f"test image {SCENE}, bright where {label.removeprefix('✓ ')} looked")
+        boxes = {box["what"]: box for box in check_layout(hand, {"x": 0, "width": 1280})}
+        assert max(box["right"] for box in boxes.values()) > 1200  # the width there is
+        left, right = (tables.nth(i).bounding_box() for i in (0, 1))
+        assert left["x"] + left["width"] < right["x"] and abs(left["y"] - right["y"]) < 100
+        keep(hand.panel, f"two_{theme}")
+        with page.expect_download() as saved:
+            page.get_by_role("link", name="table as CSV").click()
+        rows = list(csv.DictReader(saved.value.path().read_text(encoding="utf8").splitlines()))
+        names = [*hand.buttons.all_inner_texts(), *hand.second.all_inner_texts()]
+        names = [name.removeprefix("✓ ") for name in names]
+        assert [row["label"] for row in rows] == names and saved.value.suggested_filename == f"test_image_{SCENE}.csv"
+        hand.enter("that carries", names[0])
+        hand.says(f"carry {names[0]}")
+        page.get_by_role("button", name="reset the controls").click()
+        hand.looks(0, "test image 0")
+        expect(tables).to_have_count(1)
+        assert page.wrong == []

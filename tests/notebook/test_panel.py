@@ -1,5 +1,7 @@
 """The panel: what its controls change. Its HTML is tested in test_render.py, the whole in test_browser.py."""
 
+import base64
+import csv
 import io
 import re
 from dataclasses import dataclass
@@ -77,9 +79,13 @@ def row(panel, name):
     return [float(x.removesuffix(" %").replace("–", "nan")) for x in re.findall(r">([^<>]+)</td>", cells)]
 
 
+def upload(name, content):
+    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content)}
+    return file | {"last_modified": datetime.now(timezone.utc)}
+
+
 def take(panel, content):
-    file = {"name": "photo.png", "type": "image/png", "size": len(content), "content": memoryview(content)}
-    panel.upload.value = [file | {"last_modified": datetime.now(timezone.utc)}]
+    panel.upload.value = [upload("photo.png", content)]
 
 
 def png(width=40, height=30, colour="red"):
@@ -145,6 +151,8 @@ def test_sliders_ask_the_model_nothing(panel):
     put(panel, threshold=0.8, temperature=2.0, seen_rate=0.01, ranking="zsl", keep="relevant")
     assert len(panel.predictor.asked) == 1
     put(panel, scene=2)
+    assert len(panel.predictor.asked) == 2
+    put(panel, look=panel.look.options[1][1], carrying="seen 2", beside="")
     assert len(panel.predictor.asked) == 2
 
 
@@ -313,3 +321,183 @@ def test_sliders_reach_the_base_rate_of_val(monkeypatch, base_rate, shown_rate, 
 def test_an_empty_split_is_refused():
     with pytest.raises(ValueError, match="holds no image"):
         Panel(FakePredictor(), FakeSplit(TARGETS[:0]), LABELS, RAW[:0])
+
+@dataclass
+class OtherPredictor(FakePredictor):
+    """A second model: the labels in the opposite order, a corner of its own, another threshold."""
+
+    threshold: float = 0.4
+
+    def __post_init__(self):
+        self.asked, self.calibration = [], Calibration(1.0, 0.5, 0.4, 0.1)
+
+    def log_odds(self, images, labels):
+        return -super().log_odds(images, labels)
+
+    def explain(self, image, label):
+        return super().explain(image, label).flip(0, 1)
+
+
+@pytest.fixture
+def two():
+    """A panel with two models; what was said while the second one was opened."""
+    said = []
+
+    def other(say):
+        say("the other looks at 6 images")
+        said.append(panel.message.value)
+        return OtherPredictor(), -RAW
+
+    panel = Panel(FakePredictor(), FakeSplit(), LABELS, RAW, beside={"other <b>": other})
+    assert not said and panel.second.layout.display == panel.second_threshold.layout.display == "none"
+    put(panel, beside="other <b>")
+    panel.said = said
+    return panel
+
+
+def figures_of(answer):
+    """The rows of an answer's table, [[precision, recall, F1]]."""
+    rows = re.findall(r"<tr><th scope=.row.*?</tr>", answer.figures.value)
+    return [[float(x.removesuffix(" %")) for x in re.findall(r">([^<>]+)</td>", cells)] for cells in rows]
+
+
+def micro(predicted, targets):
+    """Precision, recall and F1 in percent, of sets of labels [(image, label)]."""
+    hits = len(predicted & targets)
+    return [100 * hits / len(predicted), 100 * hits / len(targets), 200 * hits / (len(predicted) + len(targets))]
+
+
+def test_two_models_stand_side_by_side(two):
+    assert len(two.said) == 1 and "the other looks at 6 images" in two.said[0] and two.message.value == ""
+    assert two.second.layout.display == two.second_threshold.layout.display == ""
+    assert [name for _, name in two.look.options] == LABELS.names[:8]
+    assert [name for _, name in two.second.look.options] == [*LABELS.names[:-9:-1], "seen 0"]  # the chosen one, 22nd
+    assert "22." in two.second.bars.value and two.second.look.value == two.look.value == "seen 0"
+    assert "1 · the run" in two.first.heading.value and "2 · other &lt;b&gt;" in two.second.heading.value
+    put(two, beside="")
+    assert two.second.layout.display == "none" and shown(two) == LABELS.names[:TOP]
+    put(two, beside="other <b>")
+    assert len(two.said) == 1  # it is opened once
+
+
+def test_a_label_that_is_chosen_in_one_model_is_chosen_in_both(two):
+    two.second.look.value = "dog face"
+    assert two.look.value == "dog face" and shown(two) == [*LABELS.names[:8], "dog face"]
+    pixels = []
+    for answer in (two.first, two.second):
+        assert "bright where dog face looked" in answer.overlay.value
+        data = re.search(r"base64,([^\"]+)", answer.overlay.value)[1]
+        pixels.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"), dtype=int))
+    assert pixels[0][0, 0] > pixels[0][-1, -1] and pixels[1][0, 0] < pixels[1][-1, -1]
+    put(two, look="seen 3")
+    assert two.second.look.value == "seen 3" and shown(two) == LABELS.names[:8]
+    assert [name for _, name in two.second.look.options] == [*LABELS.names[:-9:-1], "seen 3"]
+
+
+def test_each_model_has_its_own_threshold_and_figures(two):
+    true = {(i, name) for i, row in enumerate(TARGETS.tolist()) for name, there in zip(LABELS.names, row) if there}
+    ours, theirs = 2 * RAW + 1, -RAW + 0.5  # as the two are calibrated
+    for first, second in [(0.6, 0.4), (0.8, 0.5), (0.6, 0.7)]:
+        put(two, threshold=first, second_threshold=second)
+        for answer, logits, sign, limit in ((two.first, ours, 1, first), (two.second, theirs, -1, second)):
+            probabilities = 1 / (1 + np.exp(-logits.double().numpy()))
+            predicted = {(i, LABELS.names[j]) for i, j in zip(*np.nonzero(probabilities >= limit))}
+            image = {(0, name) for name, x in ODDS.items() if 1 / (1 + np.exp(-sign * x)) >= limit}
+            expected = micro(image, {pair for pair in true if pair[0] == 0}), micro(predicted, true)
+            assert figures_of(answer) == [pytest.approx(row, abs=0.051) for row in expected]
+
+
+def test_a_model_that_cannot_be_opened_is_said_and_the_first_stays(panel):
+    def broken(say):
+        raise ValueError("no such <run>")
+
+    panel = Panel(FakePredictor(), FakeSplit(), LABELS, RAW, beside={"broken": broken})
+    put(panel, beside="broken")
+    assert "no such &lt;run&gt;" in panel.message.value and panel.beside.value == ""
+    assert panel.second.layout.display == "none" and shown(panel) == LABELS.names[:TOP]
+    put(panel, threshold=0.9)
+    assert "1 · " not in panel.first.heading.value and panel.results.layout.display == ""
+
+
+def test_the_next_image_that_carries_a_label(panel):
+    found = []
+    put(panel, carrying="Dog  Face")
+    for _ in range(4):
+        found.append((panel.scene.value, panel.look.value, panel.message.value))
+        panel.next.click()
+    assert [number for number, *_ in found] == [1, 2, 3, 0] and {label for _, label, _ in found} == {"dog face"}
+    assert "image 2 of 4 that carry dog face" in found[0][2]
+    put(panel, source="photo", carrying="seen 4")
+    assert panel.source.value == "test" and panel.scene.value == 4
+    for name, words in (("nothing", "nothing is no label"), ("seen 9", "no test image carries seen 9")):
+        put(panel, carrying=name)
+        assert words in panel.message.value and panel.scene.value == 4
+
+
+def test_labels_asked_about_a_photo_set_the_base_rate(panel):
+    """By 10/6 labels that a test image carries on average."""
+    put(panel, asked="seen 0, seen 1")
+    assert panel.seen_rate.value == pytest.approx(0.1) and panel.message.value == ""  # as on val
+    take(panel, png())
+    rate = lambda count: 10 ** round(np.log10(min(10**-0.5, 10 / 6 / count)), 2)
+    for count in (2, 7, 100):
+        put(panel, asked=", ".join(f"thing {i}" for i in range(count)))
+        assert panel.seen_rate.value == panel.other_rate.value == pytest.approx(rate(count))
+        words = f"base rates set to {rate(count):.1%}, as if a photo carried 1.7 of the labels asked about ({count})"
+        assert words in panel.message.value and ("the sliders end there" in panel.message.value) == (count == 2)
+    moved = np.log(rate(100) / (1 - rate(100))) - np.log(0.1 / 0.9)  # each has the logit 0 at 0.1
+    assert f">{1 / (1 + np.exp(-moved)):.3f}<" in panel.bars.value
+    put(panel, other_rate=0.2, scene=3)
+    assert panel.other_rate.value == 0.2  # a hand's choice stays
+    put(panel, asked="")
+    assert panel.seen_rate.value == panel.other_rate.value == pytest.approx(0.1)
+    assert "base rate" not in panel.message.value
+
+
+def test_several_photos(panel):
+    files = [("a.png", png(10, 20)), ("bad.png", b"no image"), ("b.png", png(30, 20, "blue"))]
+    panel.upload.value = [upload(name, content) for name, content in files]
+    assert "bad.png cannot be read" in panel.message.value and panel.photo.options == ("a.png", "b.png")
+    assert panel.photo.value == "a.png" and panel.predictor.asked[-1][0] == (10, 20)
+    put(panel, photo="b.png")
+    assert panel.predictor.asked[-1][0] == (30, 20) and "b.png, 30 × 20 px" in panel.message.value
+    take(panel, png())
+    assert panel.photo.options == ("a.png", "b.png", "photo.png") and panel.photo.value == "photo.png"
+    displays = {name: getattr(panel, name).layout.display for name in ("photo", "scene")}
+    assert displays == {"photo": "", "scene": "none"}
+
+
+def table(panel):
+    """The exported table, as dicts."""
+    link = re.search(r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="([^"]+)"', panel.export.value)
+    return link[2], list(csv.DictReader(io.StringIO(base64.b64decode(link[1]).decode())))
+
+
+def test_the_table_holds_what_is_shown(two):
+    put(two, asked='seen 0, dog face, "a, b", =1+1', scene=2)
+    name, rows = table(two)
+    assert name == "test_image_2.csv" and len(rows) == 2 * 5
+    assert [row["label"] for row in rows[:5]] == [name for _, name in two.look.options]
+    by_label = {(row["model"], row["label"]): row for row in rows}
+    for model, sign, limit in (("the run", 1, 0.6), ("other <b>", -1, 0.4)):
+        for label, true in (("seen 0", "no"), ("dog face", "yes"), ("=1+1", "no")):
+            row, p = by_label[model, label], 1 / (1 + np.exp(-sign * ODDS.get(label, 0.0)))
+            assert float(row["probability"]) == pytest.approx(p, abs=1e-5) and row["true"] == true
+            assert row["predicted"] == ("yes" if p >= limit else "no")
+    put(two, threshold=1.0, asked="")
+    assert {row["predicted"] for row in table(two)[1] if row["model"] == "the run"} == {"no"}
+    take(two, png())
+    assert {row["true"] for row in table(two)[1]} == {""} and table(two)[0] == "photo.png.csv"
+
+
+def test_reset_brings_all_controls_back(two):
+    first = Panel(FakePredictor(), FakeSplit(), LABELS, RAW)
+    take(two, png())
+    put(two, asked="seen 4, new", threshold=0.9, second_threshold=0.1, temperature=2.0, other_rate=0.2, keep="relevant")
+    put(two, source="test", carrying="seen 3", ranking="zsl")
+    two.reset.click()
+    for name in "source scene carrying asked ranking keep threshold temperature seen_rate other_rate look".split():
+        assert getattr(two, name).value == getattr(first, name).value, name
+    assert two.beside.value == "" and two.second.layout.display == "none"
+    for name in "bars sets figures picture overlay export message thumbnails".split():
+        assert getattr(two, name).value == getattr(first, name).value, name
