@@ -13,6 +13,7 @@ from benchmarks.timing import both_clocks, peak_memory, side_by_side, wait
 from clipdec import MLDecoder, asymmetric_loss
 from clipdec.decoder import MatchingDecoder
 from clipdec.trainer import sample_labels
+from clipdec.training.config import Config
 from clipdec.training.fast import make_fast
 
 B, N, C, L, D, WIDTH = 8, 49, 2048, 1006, 512, 768  # the paper's setting, eight images
@@ -81,17 +82,19 @@ def backward(head, *inputs):
 
 
 def steps(device):
-    """A training step of the default head (32 images, 64 tokens of 192 channels) as the labels grow."""
+    """A step of the default run (its batch, 64 tokens of 192 channels) as the labels grow."""
+    images, sampled = Config().batch_size, Config().label_samples
     torch.manual_seed(0)
-    plain = MatchingDecoder(192, 128, 96, ff_dim=256)
+    plain = MatchingDecoder(192, 128, 96, ff_dim=256, dropout=0.0)
     fast = make_fast(copy.deepcopy(plain)).to(device)
-    tokens = torch.rand(32, 64, 192, device=device)
+    tokens = torch.rand(images, 64, 192, device=device)
 
     def step(labels, sample, head=fast):
         optimiser = torch.optim.AdamW(head.parameters())
         queries = torch.randn(labels, 128, device=device)
-        targets = torch.zeros(32, labels, dtype=torch.bool)
-        targets[torch.arange(32).repeat(3), torch.randint(0, min(labels, 1000), (96,))] = True  # three labels an image
+        targets = torch.zeros(images, labels, dtype=torch.bool)
+        three = torch.randint(0, min(labels, 1000), (3 * images,))  # labels an image
+        targets[torch.arange(images).repeat(3), three] = True
 
         def run():
             index = sample_labels(targets, sample)[0]
@@ -103,14 +106,16 @@ def steps(device):
 
         return run
 
-    t = side_by_side({"run": step(1000, 32), "plain": step(1000, 32, plain.to(device))})
-    yield "default training step, 1,000 labels, 32 sampled: plain head / a run's", t["plain"] / t["run"], ms(t["run"])
-    counts = (100, 1000, 10_000)
-    t = side_by_side({(count, sample): step(count, sample) for count in counts for sample in (0, 32)}, 3)
+    t = side_by_side({"run": step(1000, sampled), "plain": step(1000, sampled, plain.to(device))})
+    what = f"default training step, 1,000 labels, {sampled} sampled: plain head / a run's"
+    yield what, t["plain"] / t["run"], ms(t["run"])
+    counts = (200, 1000, 10_000)
+    t = side_by_side({(count, sample): step(count, sample) for count in counts for sample in (0, sampled)}, 3)
     for fewer, count in pairwise(counts):
-        growth, saving = t[count, 32] / t[fewer, 32], t[count, 0] / t[count, 32]
-        yield f"training step with 32 sampled labels: {count:,} labels / {fewer:,} labels", growth, ms(t[count, 32])
-        yield f"training step at {count:,} labels: all labels / 32 sampled", saving, f"{ms(t[count, 0])} for all"
+        growth, saving = t[count, sampled] / t[fewer, sampled], t[count, 0] / t[count, sampled]
+        some = f"training step with {sampled} sampled labels: {count:,} labels / {fewer:,} labels"
+        yield some, growth, ms(t[count, sampled])
+        yield f"training step at {count:,} labels: all labels / {sampled} sampled", saving, f"{ms(t[count, 0])} for all"
 
 
 def score_many():
