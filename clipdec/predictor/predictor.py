@@ -6,6 +6,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from clipdec.training.shared import find_run
 
 BATCH = 32  # images, or windows of them, that the model looks at at a time
 OPENERS = 4  # threads that open images
+OPENING = Lock()  # one at a time: what sets Pillow's warnings aside is not made for several threads
 
 
 class Predictor:
@@ -156,12 +158,11 @@ class Predictor:
         if not isinstance(image, (list, tuple)):
             labels = self._names(labels)
             return self._answers(self.log_odds([open_image(image)], labels), labels, top_k)[0]
-        answers = []
-        for _, answer in self.stream(image, labels, top_k):
+        answers = [answer for _, answer in self.stream(image, labels, top_k)]
+        for answer in answers:  # only now: while images are opened, warnings are set aside, for all threads
             if isinstance(answer, ImageError):
                 warnings.warn(f"left out: {answer}", stacklevel=2)
-            answers.append(None if isinstance(answer, ImageError) else answer)
-        return answers
+        return [None if isinstance(answer, ImageError) else answer for answer in answers]
 
     def stream(self, images, labels=None, top_k=None):
         """Yield (image, its answer) for any number of images, one after the other, in memory that does not grow with
@@ -186,9 +187,11 @@ class Predictor:
     def _pixels(self, image):
         """Pixels [3, H, W] of an image, or why it has none."""
         try:
-            return self.model.tower.preprocess(open_image(image))
+            with OPENING:
+                image = open_image(image)
         except ImageError as error:
             return error
+        return self.model.tower.preprocess(image)
 
     def _answered(self, part, labels, top_k):
         part = [(image, future.result()) for image, future in part]
