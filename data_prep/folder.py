@@ -29,10 +29,12 @@ def read_table(path):
     header = [same_name(name) if same_name(name) in ("image", "labels") else name for name in header]
     if repeated := sorted({name for name in header if header.count(name) > 1 or not name}):
         raise ValueError(f"{path}: empty or repeated columns: {', '.join(map(repr, repeated))}: name each once")
+    listed = set(header) - {"probabilities"} == {"image", "labels"}
     rows, lines = [], {}
     for line, cells in table:
         row = dict(zip(header, cells))
-        row.pop("probabilities", None)  # of tags that `python -m clipdec.predictor --csv` wrote
+        if listed:
+            row.pop("probabilities", None)  # of tags that `python -m clipdec.predictor --csv` wrote
         image = image_path(row.pop("image"))
         if image == ".":
             raise ValueError(f"{path}, line {line}: it names no image: write its path, or take out the line")
@@ -42,7 +44,6 @@ def read_table(path):
         lines[image] = line
         rows.append((image, row))
     place = lambda image: f"{path}, line {lines[image]}"
-    listed = set(header) - {"probabilities"} == {"image", "labels"}
     mark = _separator([row["labels"] for _, row in rows], path) if listed else None
     rows = [(image, _list(row, mark, place(image)) if mark else _columns(row, place(image))) for image, row in rows]
     return relabel(rows, one_spelling((place(image), name) for image, names in rows for name in names))
@@ -90,6 +91,8 @@ def split_labels(names, args, classes=()):
     """
     if not names:
         raise ValueError("no image carries a label: see what the table or the column of labels holds")
+    if args.seen and not args.unseen:
+        raise ValueError("--seen lists what --hold-out would draw from: give both lists, --seen and --unseen")
     known = {same_name(name): name for name in (*classes, *names)}
     if args.unseen:
         unseen = _listed(args.unseen, known)

@@ -27,10 +27,10 @@ ALSO = {"val": "validation", "validation": "val"}  # which of them a split is ca
 
 def open_splits(dataset, config, revision, train, test):
     """{"train", "test"}: the splits of these names, each as an IterableDataset. Raises ValueError."""
-    if train == test:
-        raise ValueError(f"--train-split and --test-split are both {train!r}: test would be what was trained on")
     splits = _all_splits(dataset, config, revision)
     train, test = (ALSO[name] if name not in splits and ALSO.get(name) in splits else name for name in (train, test))
+    if train == test:
+        raise ValueError(f"--train-split and --test-split are both {train!r}: test would be what was trained on")
     if lacking := [name for name in (train, test) if name not in splits]:
         remedy = f"choose --train-split and --test-split among {', '.join(splits)}"
         if len(splits) == 1:

@@ -6,7 +6,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,6 @@ from clipdec.training.config import Config
 from clipdec.training.shared import find_run
 
 BATCH = 32  # images, or windows of them, that the model looks at at a time
-OPENERS = 4  # threads that open images
-OPENING = Lock()  # one at a time: what sets Pillow's warnings aside is not made for several threads
 
 
 class Predictor:
@@ -172,7 +169,7 @@ class Predictor:
         """
         labels, images = self._names(labels), iter(images)
         self.vectors(labels)  # before any work is done: a wrong label costs no answer
-        with ThreadPoolExecutor(OPENERS) as pool:
+        with ThreadPoolExecutor(1) as pool:  # one, as what sets Pillow's warnings aside does so for all threads
             size, waiting = -(-BATCH // self.model.tower.passes), deque()
             while part := list(islice(images, size)):
                 waiting.append([(image, pool.submit(self._pixels, image)) for image in part])
@@ -187,11 +184,9 @@ class Predictor:
     def _pixels(self, image):
         """Pixels [3, H, W] of an image, or why it has none."""
         try:
-            with OPENING:
-                image = open_image(image)
+            return self.model.tower.preprocess(open_image(image))
         except ImageError as error:
             return error
-        return self.model.tower.preprocess(image)
 
     def _answered(self, part, labels, top_k):
         part = [(image, future.result()) for image, future in part]

@@ -130,6 +130,8 @@ def test_a_list_names_the_seen_labels_too_and_classes_may_be_of_no_image(tmp_pat
     assert found == (["label 01", "label 09", "rare"], ["label 03"])
     with pytest.raises(ValueError, match="lists 'rare', which no image carries"):
         split_labels(NAMES, lists)
+    with pytest.raises(ValueError, match="give both lists, --seen and --unseen"):
+        split_labels(NAMES, asked(hold_out=0.2, seen=tmp_path / "seen.txt"))
     with pytest.raises(ValueError, match="both list 'label 03'"):
         split_labels(NAMES, asked(tmp_path / "unseen.txt", seen=tmp_path / "unseen.txt"))
 
@@ -215,3 +217,9 @@ def test_an_error_is_a_message(script, tmp_path, error):
     text, options, message = ERRORS[error]
     (tmp_path / "secret.jpg").write_bytes(red(0))
     refused(message, tmp_path / "out", script, text, *options)
+
+
+def test_probabilities_beside_labels_are_left_out_and_a_label_of_that_name_is_not(tmp_path):
+    text = "image,labels,probabilities\na.jpg,cat;dog,0.9;0.8\n"
+    assert table(tmp_path, text) == [("a.jpg", ["cat", "dog"])]
+    assert table(tmp_path, "image,probabilities,cat\na.jpg,1,0\n") == [("a.jpg", ["probabilities"])]

@@ -352,3 +352,11 @@ def test_a_later_shard_skips_what_is_there(script, tmp_path, stumbles, read):
     stumbles("test 4")
     read.clear()
     assert contents(script(tmp_path / "set")) == expected("test", range(5)) and read == [4]
+
+
+def test_two_names_of_one_split_are_refused(script, tmp_path):
+    folder = parquet(tmp_path)
+    (folder / "test-00000-of-00001.parquet").rename(folder / "val-00000-of-00001.parquet")
+    message = "are both 'validation': test would be what was trained on"
+    refused(message, tmp_path / "out", script, folder, "--train-split", "val", "--test-split", "validation")
+    assert len(script(folder, "--test-split", "val").test) == 5
