@@ -4,6 +4,7 @@ Not Jupyter Book 2 / MyST: it needs node, and fetches its theme from the network
 """
 
 import shutil
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from docutils import nodes
 from sphinx import addnodes
 
 ROOT = Path(__file__).resolve().parents[1]
-GITHUB = "https://github.com/clipdec/clipdec"
+GITHUB = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Caption of a part of the contents, and its pages; a page is listed where it is first named.
 PARTS = {
