@@ -18,7 +18,7 @@ NAMES = {
     "mlp_patch": "MLP on tokens, softmax pooling", "attention_per_label": "attention per label", "sdl": "SDL",
     "lesa": "LESA", "biam": "BiAM", "mkt": "MKT", "dualcoop": "DualCoOp",
     "recover_and_match": "Recover-and-Match, matching", "ml_decoder": "ML-Decoder, word vectors",
-    "clip_decoder_author": "CLIP-Decoder, the author's code", "clip_decoder": "CLIP-Decoder, the paper's head",
+    "clip_decoder_author": "CLIP-Decoder, the author's points", "clip_decoder": "CLIP-Decoder, the paper's head",
     "best": "CLIP-Decoder, this repository's head",
 }  # fmt: skip
 PASSES = {"_5": "5 passes", "_windows": "26 passes"}  # of the tower an image, by the end of a system's name
@@ -40,8 +40,8 @@ Paired by seed and image. The interval is the 95 % one of the mean if seeds (Stu
 500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is called a difference."""
 ABOUT = """\
 Training-free: from CLIP alone, PIAA from unlabelled training images too. Transductive: from all test images at once. \
-Trained on seen labels: all by one protocol (`clipdec/comparison/protocol.py`), the author's code but for its own. The \
-highest mean of a column is in bold."""
+Trained on seen labels: all by one protocol (`clipdec/comparison/protocol.py`), for as many steps. The highest mean of \
+a column is in bold."""
 COSTS = """\
 Every system has our image tower in place of its own, which is named, so a row says what its head is worth, not what \
 its paper reports. Tower passes are those of an image; their seconds are left out where what they give is kept. \
@@ -205,7 +205,7 @@ def write_report(out):
 def _systems(rows, summary):
     seeds, protocol = len(by(rows, "seed")), rows[0]["protocol"]
     author = [row["as_author"] for row in rows if "as_author" in row]
-    but = ", except between plain and averaged weights in the row of the author's code, as there" if author else ""
+    but = ", except between plain and averaged weights in the row of the author's points" if author else ""
     about = f"""\
 Written by `python -m clipdec.comparison`, which `make results` and `make results-author` run; its `--help` says how \
 on other data. Figures in percent, mean ± standard deviation over {seeds} seeds. {protocol["test_images"]} test \
@@ -215,7 +215,11 @@ choose nothing{but}."""
     if missing := [task.upper() for task in TASKS if rows[0][task].get("map") is None]:
         about += f" No test image carries a label that {' or '.join(missing)} ranks: its figures do not exist."
     if author:
-        about += f"\n\nThe row of the author's code follows {points(author[0])}."
+        about += f"""
+
+The row of the author's points is the paper's head with {points(author[0])}. It trains on all seen labels, and \
+so at one learning rate, as val cannot choose for it; all else, optimiser, width, batch and sampled labels too, is as \
+in the other rows."""
     title = lambda passes: f"## {passes} tower pass{'es' * (passes > 1)} an image"
     benches = [part for n, each in sorted(by(rows, "passes")) for part in (title(n), bench_table(each))]
     return [

@@ -130,7 +130,7 @@ def test_biam_takes_its_best_tokens(batch):
 
 
 def test_dualcoop_asks_with_and_without(batch):
-    """With the prompt's words as both contexts its texts are CLIP's own; a score is a difference of pooled cosines."""
+    """Its first context starts as the prompt's words, so t+ is CLIP's own; its score is a pooled difference."""
     tokens, vectors, labels, _ = batch
     ids = DualCoOp.encode(Config(device="cpu"), NAMES)
     model = build(DualCoOp, labels)

@@ -11,7 +11,8 @@ class PerPatch(nn.Module):
     """z_r = map(h_r), q_{r,c} = cos(z_r, w_c);  s_c = a sum_r softmax_r(k q_{r,c}) q_{r,c} + b; asymmetric loss.
 
     The map is one linear layer, or with a `hidden` width an MLP of two; a (start 10), b (start -5) and k (start 10) are
-    learned. The same tokens, label vectors and loss as the heads have: what they are ahead by is the decoder's.
+    learned. Tokens, label vectors, L_c, epochs and batches are those of the heads, so their decoder stands against this
+    map; but they have L_clip too, and sample 128 labels a step in place of 256.
     """
 
     def __init__(self, sizes, hidden=0):
