@@ -12,7 +12,6 @@ CLIP ?= open_clip:ViT-B-32/laion2b_s34b_b79k
 LIMIT ?= 1000
 EPOCHS ?= 10
 LOOK ?= 4
-PLACE := $(abspath $(or $(CLIPDEC_HOME),.))
 UPLOADS := '{"websocket_max_message_size": 104857600}'  # bytes; by default photos of more than 10 MB are lost
 BROWSER := tests/notebook/test_browser.py
 GROUPS := "tower passes" "alpha / beta" head prompt "label vectors" "decoder width" "seen labels in training"
@@ -59,16 +58,17 @@ results-author: $(VENV)/.installed-test data
 	$(COMPARE) $(FOUR) --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_with_unseen
 	$(COMPARE) --config results/settings/without_unseen.json --word-vectors data/emoji/word_vectors.npz --systems $(WITHOUT) --seeds 3 --out results/emoji_without_unseen
 
+# Data and run go where CLIPDEC_HOME says, by default here.
 # PHOTOS: a data set of the hub with COCO's classes, or a local folder of its form; LIMIT: images of train, and of test.
 photos: $(VENV)/.installed
 	@echo "$(LIMIT) train and $(LIMIT) test photos of COCO (about 0.16 MB each) and a CLIP (ViT-B/32: 0.6 GB) are downloaded"
 	@echo "the first time; looking at the photos takes the longest, some minutes without a GPU."
 	$(BIN)/python -m data_prep.hub --dataset $(PHOTOS) --test-split val --labels-column objects.category --limit $(LIMIT) \
-		--seen data_prep/splits/coco_seen48.txt --unseen data_prep/splits/coco_unseen17.txt --out $(PLACE)/data/photos
-	@mkdir -p $(PLACE)/runs
-	$(BIN)/papermill notebooks/04_train.ipynb $(PLACE)/runs/photos.ipynb -p preset clip -p data $(PLACE)/data/photos \
-		-p out_dir $(PLACE)/runs/photos -p image_tower $(CLIP) -p text_tower $(CLIP) -p epochs $(EPOCHS) -p num_workers 0
-	$(BIN)/python -m clipdec.comparison.beside_clip $(PLACE)/runs/photos --windows 0 $(LOOK)
+		--seen data_prep/splits/coco_seen48.txt --unseen data_prep/splits/coco_unseen17.txt --out "$${CLIPDEC_HOME:-.}/data/photos"
+	@mkdir -p "$${CLIPDEC_HOME:-.}/runs"
+	$(BIN)/papermill notebooks/04_train.ipynb "$${CLIPDEC_HOME:-.}/runs/photos.ipynb" -p preset clip -p data data/photos \
+		-p out_dir runs/photos -p image_tower $(CLIP) -p text_tower $(CLIP) -p epochs $(EPOCHS) -p num_workers 0
+	$(BIN)/python -m clipdec.comparison.beside_clip "$${CLIPDEC_HOME:-.}/runs/photos" --windows 0 $(LOOK)
 
 data: $(VENV)/.installed
 	$(BIN)/python -m data_prep.emoji_scenes --out data/emoji

@@ -16,7 +16,7 @@ import open_clip
 import timm
 import torch
 
-NAMES = ("head", "metrics", "bootstrap", "training", "photos", "predictor", "tagging")
+NAMES = ("head", "metrics", "bootstrap", "training", "photos", "predictor", "panel", "tagging")
 
 
 def machine(device):

@@ -13,7 +13,7 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, weight
 
     Args:
         logits, targets: [B, L]; targets 0 or 1.
-        gamma_neg, gamma_pos: focusing exponents.
+        gamma_neg, gamma_pos: focusing exponents, 0 or at least 1 (below, the gradient has no limit at p = 0 or 1).
         clip: probability below which a negative costs nothing.
         weights: [L] or [B, L], what each cost is multiplied with, such as the labels that a sampled one stands for, or
             0 for a label that is not known of an image.

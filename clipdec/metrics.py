@@ -44,7 +44,7 @@ def _average_precision(scores, targets, known, prevalence):
 def precision_recall_f1(scores, targets, k):
     """(P, R, F1) in 0..1 when each image's k best-scored labels are its predictions, pooled over all images (micro).
 
-    Args: scores, targets [M, L]; k is at most L. nan: P without an image, R and F1 where nothing is true.
+    Args: scores, targets [M, L]; k, at most L. Equal scores stand in any order. nan: P if M is 0, R, F1 if no target.
     """
     scores, targets = check(scores, targets)
     if not 1 <= k <= scores.shape[1]:
@@ -93,12 +93,13 @@ def _figures(scores, targets, known):
 
 def check(scores, targets):
     """Scores [M, L] as floating-point numbers and targets as bool. Raises ValueError if they do not fit each other."""
-    scores, targets = torch.as_tensor(scores), torch.as_tensor(targets).bool()
-    if scores.dtype != torch.float64:  # double scores may differ where single ones are equal
-        scores = scores.float()
+    scores, given = torch.as_tensor(scores), torch.as_tensor(targets)
+    targets = given.bool()
+    scores = scores if scores.dtype == torch.float64 else scores.float()  # double ones may differ where single do not
     if scores.shape != targets.shape or scores.ndim != 2:
-        found = f"{tuple(scores.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"scores and targets must have one shape [images, labels], got {found}")
+        raise ValueError(f"scores {[*scores.shape]}, targets {[*targets.shape]}: give one shape [images, labels]")
+    if given is not targets and not given.eq(targets).all():
+        raise ValueError("targets must be 0 or 1: what is not known of an image goes into `known`")
     if not scores.isfinite().all():
         raise ValueError("scores must be finite: the model has diverged or an input is broken")
     return scores, targets

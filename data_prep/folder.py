@@ -9,6 +9,7 @@ photo that carries one is in test, with a share of the others (--test), so that 
 """
 
 import difflib
+import os
 import random
 import re
 from collections import Counter
@@ -23,19 +24,25 @@ FLAGS = dict.fromkeys(("1", "1.0", "true", "yes"), True) | dict.fromkeys(("0", "
 LIST = re.compile(r"[\[({]\s*(['\"].*)?[\])}]")  # as Python writes it
 
 
-def read_table(path):
-    """[(image, label names)] of a labels CSV. Raises ValueError that names the line that is wrong."""
+TAGS = {"probabilities", "asked"}  # columns beside image,labels of what `python -m clipdec.predictor --csv` writes
+
+
+def read_table(path, images=""):
+    """[(image, label names)] of a labels CSV, the images below the folder `images`. Raises ValueError that names the
+    line that is wrong.
+    """
     header, table = read_rows(path, "image")
     header = [same_name(name) if same_name(name) in ("image", "labels") else name for name in header]
     if repeated := sorted({name for name in header if header.count(name) > 1 or not name}):
         raise ValueError(f"{path}: empty or repeated columns: {', '.join(map(repr, repeated))}: name each once")
-    listed = set(header) - {"probabilities"} == {"image", "labels"}
+    listed, tags = set(header) - TAGS == {"image", "labels"}, TAGS & set(header)
     rows, lines = [], {}
     for line, cells in table:
         row = dict(zip(header, cells))
         if listed:
-            row.pop("probabilities", None)  # of tags that `python -m clipdec.predictor --csv` wrote
-        image = image_path(row.pop("image"))
+            row = {name: cell for name, cell in row.items() if name not in TAGS}
+        image = row.pop("image")
+        image = image_path(_below(image, images) if listed and tags else image)
         if image == ".":
             raise ValueError(f"{path}, line {line}: it names no image: write its path, or take out the line")
         if image in lines:
@@ -44,9 +51,15 @@ def read_table(path):
         lines[image] = line
         rows.append((image, row))
     place = lambda image: f"{path}, line {lines[image]}"
-    mark = _separator([row["labels"] for _, row in rows], path) if listed else None
+    mark = (";" if tags else _separator([row["labels"] for _, row in rows], path)) if listed else None
     rows = [(image, _list(row, mark, place(image)) if mark else _columns(row, place(image))) for image, row in rows]
     return relabel(rows, one_spelling((place(image), name) for image, names in rows for name in names))
+
+
+def _below(image, folder):
+    """The path below a folder of a photo that is named from the working directory, as tags have it."""
+    image, folder = os.path.abspath(image), os.path.join(os.path.abspath(folder), "")
+    return image.removeprefix(folder)
 
 
 def _separator(cells, path):
@@ -149,7 +162,7 @@ def main():
     with photos.run(options) as args:
         if not Path(args.images).is_dir():
             raise FileNotFoundError(f"there is no folder {args.images}: --images is the folder of the photos")
-        rows = read_table(args.labels)
+        rows = read_table(args.labels, args.images)
         names = sorted({name for _, labels in rows for name in labels})
         seen, unseen = split_labels(names, args)
         splits = split_rows(rows, unseen, args.test, args.seed)

@@ -166,7 +166,8 @@ def main():
         images = {split: Images(rows, args.image_column, args.dataset) for split, rows in streams.items()}
         images["val"] = images["train"]  # its end
         load = lambda split, items: [(f"{split} {i}", images[split][i], row) for i, row in items]
-        source = f"{args.dataset} {args.revision or ''}".strip()
+        name = Path(args.dataset).name if Path(args.dataset).exists() else args.dataset  # a folder is nobody else's
+        source = f"{name} {args.revision or ''}".strip()
         licence = getattr(streams["train"].info, "license", "") or "see the data set's page"
         photos.prepare(args, splits, seen, unseen, load=load, source=source, licence=licence)
 

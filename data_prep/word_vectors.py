@@ -44,7 +44,9 @@ def ppmi(counts, smoothing=0.75):
 
 
 def factorise(matrix, width):
-    """Rows [V, width] whose products come nearest to a symmetric matrix: singular vectors times roots of the values."""
+    """Rows [V, width] of a word each: left singular vectors times roots of the singular values, the symmetric choice of
+    Levy, Goldberg and Dagan (TACL 2015) between words and contexts.
+    """
     u, s, _ = np.linalg.svd(matrix)
     return u[:, :width] * np.sqrt(s[:width])
 

@@ -13,6 +13,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.browser import CHROMIUM
 from clipdec.training.__main__ import main
 from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.run_folder import read_history as history  # noqa: F401
@@ -26,6 +27,8 @@ if START_METHOD == "forkserver":  # each is forked from one that has imported al
     processes.set_forkserver_preload(["clipdec.training.__main__"])
 needs_fork = pytest.mark.skipif("fork" not in METHODS, reason="this system forks no processes")
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+WANT = "left out, for want of Chromium: nothing was tested in a browser; on Debian `apt install chromium`"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason=WANT)
 
 
 def wait_until(ready, running=lambda: True):

@@ -21,12 +21,14 @@ def beside_clip(run_folder, windows=(0, 4)):
     """Rows (system, tower passes an image, {"zsl": figures, "gzsl": figures}) of the run's test images: the plain
     cosine, the softmax over the seen labels with each of `windows`, and the run.
 
-    Raises FileNotFoundError or ValueError if the run or its data cannot be had.
+    Raises FileNotFoundError or ValueError if the run or its data cannot be had, or the data are others by now.
     """
     metrics = json.loads((Path(run_folder).expanduser() / "metrics.json").read_text(encoding="utf8"))
     config, model = load_run(run_folder)
-    data, keep = load_data(config.data), metrics["protocol"]["keep"]
-    rows = [("raw CLIP, cosine", 1, metrics["raw_clip"])]
+    data, keep = load_data(config.data), metrics.get("protocol", {}).get("keep", "all")
+    if metrics["inputs"]["data"] != data.fingerprint:
+        raise ValueError(f"the data in {config.data} are not those that {run_folder} was trained on: train it anew")
+    rows = [("raw CLIP, cosine", 1, metrics.get("raw_clip", {}))]
     for each in windows:
         scores = window_scores(data, replace(config, windows=each))
         report = zsl_report(scores, data.test.targets, data.labels, keep, data.test.known)
@@ -38,7 +40,7 @@ def table(rows):
     """The rows as a text table, in percent."""
     lines = [f"{'':20}{'passes':>8}" + "".join(f"{name:>12}" for name in COLUMNS)]
     for name, passes, report in rows:
-        figures = "".join(f"{dashed(report[task].get(figure)):>12}" for task, figure in COLUMNS.values())
+        figures = "".join(f"{dashed(report.get(task, {}).get(figure)):>12}" for task, figure in COLUMNS.values())
         lines.append(f"{name:20}{passes:>8}{figures}")
     return "\n".join(lines)
 

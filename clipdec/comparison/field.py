@@ -52,7 +52,6 @@ RATES = {  # a method's own learning rate, which the protocol's FACTORS are arou
     "attention_per_label": 3e-3, "sdl": 1e-3, "lesa": 1e-3, "biam": 1e-3, "mkt": 3e-3, "dualcoop": 1e-4,
     "recover_and_match": 1e-4,
 }  # fmt: skip
-BATCH = {"batch_size": 64}  # of the methods, where the settings that all share name none
 ALL_LABELS = {"conse", "label_em", "fast0tag", "sdl", "dualcoop"}  # asked in a step; the others cost more by the label
 OF_PATCHES = {"raw_clip_patch", "mask_clip", "tag_clip", "piaa"}  # need a CLIP that is a plain ViT
 OF_ONE_CLIP = at_each_budget(dict.fromkeys(("mkt", "dualcoop", "recover_and_match"))).keys()  # for images and labels

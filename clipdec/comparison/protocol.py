@@ -31,7 +31,7 @@ from clipdec.training.scores import held_labels
 from clipdec.training.tokens import encode_split
 
 FACTORS = 0.3, 1.0, 3.0
-PROTOCOL = {"epochs": 8, "patience": 3, "amp": True}
+PROTOCOL = {"epochs": 8, "patience": 0, "amp": True}
 
 
 class Sizes(NamedTuple):

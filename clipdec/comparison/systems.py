@@ -226,8 +226,7 @@ def with_words(changes, word_vectors):
 
 def system_config(name, base, word_vectors, seed, factor, folder):
     """The Config of a system, its learning rate multiplied with `factor`."""
-    own = field.BATCH if name in METHODS else {}
-    settings = PROTOCOL | own | base | with_words(CHANGES[name], word_vectors)
+    settings = PROTOCOL | base | with_words(CHANGES[name], word_vectors)
     lr = factor * Config(**settings).lr
     return Config(**settings | {"lr": lr, "seed": seed, "out_dir": str(folder)})
 

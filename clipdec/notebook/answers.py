@@ -47,16 +47,18 @@ class Decision:
 class Part:
     """What is evaluated of a split: of a ranking, "gzsl" or "zsl", the labels, and "all" or the "relevant" images."""
 
-    def __init__(self, labels, logits, targets, ranking, keep):
+    def __init__(self, labels, logits, split, ranking, keep):
         start = len(labels.seen) if ranking == "zsl" else 0
         if start == len(labels.names):
             raise ValueError("the data set has no unseen labels: rank seen and unseen ones")
         self.names, self.seen = labels.names[start:], torch.arange(start, len(labels.names)) < len(labels.seen)  # [L]
-        self.rows, self.logits, self.targets = torch.arange(len(targets)), logits[:, start:], targets[:, start:]
+        self.rows, self.logits, self.targets = torch.arange(len(split)), logits[:, start:], split.targets[:, start:]
+        known = None if split.known is None else split.known[:, start:]
         if keep == "relevant":
             self.rows = self.targets.any(1).nonzero().flatten()  # [M], numbers of the images
             self.logits, self.targets = self.logits[self.rows], self.targets[self.rows]  # [M, L]
-        self.precisions = 100 * average_precision(self.logits, self.targets)  # [L]
+            known = known if known is None else known[self.rows]
+        self.precisions = 100 * average_precision(self.logits, self.targets, known=known)  # [L]
 
     def worst(self):
         """[(what is said about it, name)] of the labels with the lowest AP, the lowest first, that are in an image."""

@@ -16,13 +16,13 @@ from clipdec.training.shared import find_run
 class Shown:
     """A model as the panel asks it: what was answered last is kept, so that sliders ask it nothing.
 
-    Args: its name; a Predictor; its logits [M, L] of all labels of a LabelSpace on a split with `targets` [M, L].
+    Args: its name; a Predictor; its logits [M, L] of all labels of a LabelSpace on a Split.
     """
 
-    def __init__(self, name, predictor, logits, labels, targets):
+    def __init__(self, name, predictor, logits, labels, split):
         self.name, self.predictor = name, predictor
         logits = predictor.calibration.log_odds(torch.as_tensor(logits))
-        self.part, self.best_three = cache(partial(Part, labels, logits, targets)), cache(best_three)
+        self.part, self.best_three = cache(partial(Part, labels, logits, split)), cache(best_three)
         self.question, self.answer = (None, None), None
 
     @property

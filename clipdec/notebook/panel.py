@@ -38,7 +38,7 @@ class Panel(Controls):
             beside = {"untouched CLIP": partial(untouched_clip, predictor, split, labels)}
         super().__init__(split, predictor, labels.names, beside)
         self.predictor, self.split, self.space = predictor, split, labels
-        self.first.show_model(Shown(name, predictor, logits, labels, split.targets))
+        self.first.show_model(Shown(name, predictor, logits, labels, split))
         self.opened = cache(lambda other: self._opened(other, beside[other]))
         self.photos, self.current = {}, (None, None)  # by name; which image is shown, and the image
         self.rated, self.rate_note = 0, ""  # number of labels asked about a photo that the base rates are set for
@@ -226,7 +226,7 @@ class Panel(Controls):
         first = self.predictor.calibration
         if not predictor.calibration.note and not first.note:
             predictor.calibration = predictor.calibration.at(first.base_rate)
-        return Shown(name, predictor, logits, self.space, self.split.targets)
+        return Shown(name, predictor, logits, self.space, self.split)
 
     def _stand_beside(self):
         """Show a second model, or no other one."""

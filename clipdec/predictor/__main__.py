@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import os
 import sys
+from dataclasses import asdict
 
-from clipdec.labels import read_names
-from clipdec.predictor.photos import TagsFile, found, write_sidecar
+from clipdec.labels import clean_name, read_names, same_name
+from clipdec.predictor.photos import TagsFile, found, sidecar, write_sidecar
 from clipdec.predictor.predictor import Predictor
+from clipdec.training.inputs import digest
 from clipdec.training.processes import progress
 
 SOME = 10  # labels of a run that are printed for a photo
@@ -31,7 +34,7 @@ def print_json(predictor, answers):
     row = lambda name, p: {"label": name, "probability": round(p, 6), "predicted": p >= predictor.threshold}
     rows = lambda answer: [row(name, p) | {"kind": predictor.labels.kind(name)} for name, p in answer]
     records = [{"image": photo, "labels": rows(answer)} for photo, answer in answers]
-    print(json.dumps(records, indent=1, ensure_ascii=False))
+    print(json.dumps(records, indent=1))  # ASCII, whatever a pipe of Windows takes
     return len(records)
 
 
@@ -48,24 +51,30 @@ def check_tags(predictor, labels, top_k):
     """Raises ValueError where tags could not be chosen, or not be told apart in a list."""
     if predictor.threshold >= 1 and not top_k:
         raise ValueError(f"{predictor.calibration.note}; or give --top-k, how many labels each photo gets")
-    if wrong := [name for name in labels or predictor.labels.names if ";" in name]:
-        raise ValueError(f"the label {wrong[0]!r} holds a semicolon, which separates labels: write it without")
+    for name in labels:
+        if ";" in name:
+            raise ValueError(f"the label {name!r} holds a semicolon, which separates labels: write it without")
+        if not name.isprintable():
+            raise ValueError(f"the label {name!r} holds a control character: write it without")
+
+
+def question(predictor, labels, top_k):
+    """A short text, another one for another model, other labels or another way to choose among them."""
+    asked = [labels, top_k, asdict(predictor.calibration), predictor.config.decisive()]
+    return digest(json.dumps(asked), predictor.model.state_dict())
 
 
 def tag(predictor, photos, labels, args):
     """Write the tags of photos to a CSV, side-car files, or both: how many photos have theirs now."""
-    kept = TagsFile(args.csv) if args.csv else None
-    left = [photo for photo in photos if not kept or photo not in kept.done]
-    count = len(photos) - len(left)
-    if count:
-        print(f"{args.csv} has {count} of the photos already")
-    for photo, answer in ask(predictor, left, labels, args.top_k):
+    kept = TagsFile(args.csv, question(predictor, labels, args.top_k)) if args.csv else None
+    known = {photo: tags for photo in photos if kept and (tags := kept.tags(photo)) is not None}
+    if known:
+        print(f"{args.csv} has {len(known)} of the photos already")
+    missing = [photo for photo in known if args.write_xmp and not os.path.exists(sidecar(photo))]
+    count = len(known) - sum(not has_sidecar(photo, known[photo]) for photo in missing)
+    for photo, answer in ask(predictor, [photo for photo in photos if photo not in known], labels, args.top_k):
         tags = answer if args.top_k else [(name, p) for name, p in answer if p >= predictor.threshold]
-        try:
-            if args.write_xmp:
-                write_sidecar(photo, [name for name, _ in tags])
-        except FileExistsError as error:
-            print(f"error: {error}", file=sys.stderr)
+        if args.write_xmp and not has_sidecar(photo, [name for name, _ in tags]):
             continue
         if kept:
             kept.add(photo, tags)  # last: what stands there is done
@@ -74,10 +83,20 @@ def tag(predictor, photos, labels, args):
     return count
 
 
+def has_sidecar(photo, names):
+    """Write the side-car file of a photo: whether it could be. Why not is a line on stderr."""
+    try:
+        write_sidecar(photo, names)
+    except OSError as error:
+        print(f"error: {photo} gets no tags: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def listed(labels):
-    """The labels of a command line, those of the files @FILE among them, or None."""
-    lists = [read_names(label[1:])[0] if label.startswith("@") else [label] for label in labels or []]
-    return [name for names in lists for name in names] or None
+    """The labels of a command line, those of the files @FILE among them, each once, or None."""
+    lists = [read_names(label[1:])[0] if label.startswith("@") else [clean_name(label)] for label in labels or []]
+    return list({same_name(name): name for names in reversed(lists) for name in reversed(names)}.values())[::-1] or None
 
 
 def show(predictor, answers):
@@ -101,8 +120,9 @@ def main(arguments=None):
         predictor = Predictor.load(args.run_folder, args.base_rate, args.device)
         predictor.vectors(labels or predictor.labels.names)
         if args.csv or args.write_xmp:
-            check_tags(predictor, labels, args.top_k)
-            count = tag(predictor, photos, labels, args)
+            asked = labels or predictor.labels.names
+            check_tags(predictor, asked, args.top_k)
+            count = tag(predictor, photos, asked, args)
         else:
             answers = ask(predictor, photos, labels, args.top_k or (None if labels else SOME))
             count = print_json(predictor, answers) if args.json else show(predictor, answers)

@@ -55,12 +55,11 @@ class Predictor:
         Raises: FileNotFoundError or ValueError if one of the files is missing or does not fit.
         """
         if is_clip(run_folder):
-            predictor = cls.from_clip(run_folder, device=device)
             if base_rate is not None:
                 raise ValueError(f"base_rate is for calibrated probabilities, and {UNCALIBRATED}: leave it out")
             if revision is not None:
                 raise ValueError(f"revision is for a run on the hub, and {run_folder} is a CLIP: leave it out")
-            return predictor
+            return cls.from_clip(run_folder, device=device)
         folder = find_run(run_folder, revision)
         config, model = load_run(folder)
         config = replace(config, device=device)
@@ -70,8 +69,11 @@ class Predictor:
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"is not finished, or of another version ({error}): go on with it, resume True"
             raise FileNotFoundError(f"the run in {run_folder} {remedy}") from None
-        model.to(config.device)
-        return cls(model, config, labels, calibration if base_rate is None else calibration.at(base_rate))
+        if base_rate is not None:
+            if calibration.note:
+                raise ValueError(f"base_rate is for calibrated probabilities, but {calibration.note}: leave it out")
+            calibration = calibration.at(base_rate)
+        return cls(model.to(config.device), config, labels, calibration)
 
     @classmethod
     def from_clip(cls, name="mini", labels=None, windows=25, device="auto"):
@@ -88,6 +90,7 @@ class Predictor:
             windows: 0, 4, 25 or sizes and strides, see `clipdec.towers.windows_of`; 25 costs 26 passes an image.
             device: as for `load`.
         """
+        labels = [labels] if isinstance(labels, str) else labels
         space = labels if isinstance(labels, LabelSpace) else LabelSpace([], list(labels or vocabulary()))
         config = Config(image_tower=name, text_tower=name, windows=windows, device=device)
         references = encode_labels(space.seen or space.unseen, name, config.prompt)
@@ -108,15 +111,17 @@ class Predictor:
             raise ValueError(
                 f"there are {len(images)} images and labels of {len(labels)}: give a list of names an image"
             )
-        names = list(dict.fromkeys(names or (name for each in labels for name in each)))
-        carried = [{same_name(name) for name in each} for each in labels]
+        lists = [[each] if isinstance(each, str) else list(each) for each in labels]
+        names = list(names or {same_name(name): name for each in lists for name in each}.values())
+        carried = [set(map(same_name, each)) for each in lists]
         targets = torch.tensor([[same_name(name) in each for name in names] for each in carried])
-        uncalibrated, self.calibration = self.calibration, Calibration()
-        scores = torch.cat([self.log_odds([open_image(image)], names) for image in images] or [torch.empty(0, 0)])
-        self.calibration = fit_calibration(scores, targets)
-        if self.calibration.note:
-            note, self.calibration = self.calibration.note.replace("val", "what was given"), uncalibrated
+        pixels = (self.model.tower.preprocess(open_image(image))[None] for image in images)
+        scores = torch.cat([self._scores(each, names) for each in pixels] or [torch.empty(0, 0)])
+        calibration = fit_calibration(scores, targets)
+        if calibration.note:
+            note = calibration.note.replace("val", "what was given")
             raise ValueError(f"{note}: give more images, with and without the labels")
+        self.calibration = calibration
 
     @property
     def threshold(self):
@@ -133,11 +138,14 @@ class Predictor:
         """Logits [B, L] of the probabilities of labels for some RGB images, on the CPU."""
         return self._log_odds(torch.stack([self.model.tower.preprocess(image) for image in images]), labels)
 
-    @torch.no_grad()
     def _log_odds(self, pixels, labels):
+        return self.calibration.log_odds(self._scores(pixels, labels))
+
+    @torch.no_grad()
+    def _scores(self, pixels, labels):
+        """Scores [B, L] before any calibration, on the CPU."""
         tokens, vectors = self.model.tower(pixels.to(self.config.device))
-        logits = self.model.score(tokens, vectors, self.vectors(labels))
-        return self.calibration.log_odds(logits.float().cpu())
+        return self.model.score(tokens, vectors, self.vectors(labels)).float().cpu()
 
     def __call__(self, image, labels=None, top_k=None):
         """The labels of an image, or of each image of a list, with their probabilities, the most probable first.

@@ -1,6 +1,7 @@
 """The model card of a run, README.md of its repository: what it is, its figures, how it is opened, and its limits."""
 
 import hashlib
+import html
 import importlib.metadata
 import os
 from pathlib import Path
@@ -108,18 +109,23 @@ keeps `data/` and `runs/`: in its checkout, or the folder that `CLIPDEC_HOME` na
 
 def data(config, labels, info):
     """The data of a run: where they are from, how many images, which labels."""
-    lines = [f"`{slug(config.data)}`: {without_folders(info.get('source', UNKNOWN))}."]
+    lines = [f"{verbatim(slug(config.data))}: {verbatim(info['source']) if 'source' in info else UNKNOWN}."]
     if images := info.get("images"):
         lines.append(f"{', '.join(f'{count:,} {split}' for split, count in images.items())} images.")
     for kind in ("seen", "unseen"):
         if names := getattr(labels, kind):
-            lines.append(f"{len(names):,} {kind} labels, such as {', '.join(names[:5])}.")
+            lines.append(f"{len(names):,} {kind} labels, such as {', '.join(map(verbatim, names[:5]))}.")
     return " ".join(lines) + " Images are not part of this repository; `labels.json` has all names."
 
 
 def without_folders(text):
     """A text whose absolute paths are their last part only."""
-    return " ".join(Path(word).name if os.path.isabs(word) else word for word in text.split(" "))
+    return " ".join(Path(word).name if os.path.isabs(word) else word for word in text.split())
+
+
+def verbatim(text):
+    """A data set's text as code, in which Markdown and HTML mean nothing."""
+    return f"`{without_folders(text).replace('`', chr(39))}`"
 
 
 def figures(metrics):
@@ -195,7 +201,9 @@ def limits(config, metrics):
 
 def licences(config, info, licence):
     weights = "not named by who shared it" if licence == OTHER else f"`{licence}`"
-    text = f"Weights of this repository: {weights}. Data: {info.get('licence', UNKNOWN)}."
+    data = verbatim(info["licence"]) if "licence" in info else UNKNOWN
+    text = f"Weights of this repository: {weights}. Data: {data}."
     if info.get("attribution"):
-        text += f" {without_folders(info['attribution'])}"
+        named = html.escape(without_folders(info["attribution"]), quote=False)  # it has links, as licences ask for
+        text += f" {named.replace('![', '[')}"
     return f"{text} The towers have their own licences, clipdec is under the MIT licence."

@@ -28,6 +28,8 @@ def share(run, name, licence=OTHER, private=False):
         write_shared(run, folder, name, licence)
         api = HfApi()
         address = api.create_repo(name, exist_ok=True, **({"private": True} if private else {}))
+        if private and not api.repo_info(name).private:  # one that is there stays as it is
+            raise ValueError(f"{name} is there, and public: make it private on its page, or give another name")
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES, commit_message="A run of clipdec")
     return str(address)
 

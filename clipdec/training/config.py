@@ -50,7 +50,7 @@ AS_AUTHOR = {
     "of the data file (helper_functions.py: parse_csv_data); here it takes all names, in the order of the labels, as "
     "with this point",
     "cutout_first": "Cutout comes before RandAugment, its square anywhere, also over the edge, in a random colour "
-    "(helper_functions.py: CutoutPIL; train_zsl_nus.py: main); here after it, wholly inside, in the mean colour",
+    "(helper_functions.py: CutoutPIL; train_zsl_nus.py: main); here after it, inside, in the tower's mean",
 }
 SWITCHES = {  # the first six before there was `as_author`, each True by default: config.json files have them
     "train_projections": "random_projections", "learn_scale": "fixed_scale", "mask_equal": "equal_are_negatives",

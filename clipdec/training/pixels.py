@@ -27,8 +27,9 @@ class Pixels(torch.utils.data.Dataset):
 
 
 def augmented(preprocess, cutout_first=False):
-    """A tower's transform with RandAugment before and Cutout (a square of half the side, in the mean colour) after it;
-    or as in the author's code, with `cut_out` and RandAugment before.
+    """A tower's transform with RandAugment before and Cutout after it, a square of half the side: 0 where pixels are
+    normalised, which is the tower's mean colour, or black if it has none; or as in the author's code, with `cut_out`
+    and RandAugment before.
     """
     if cutout_first:
         return v2.Compose([cut_out, v2.RandAugment(), preprocess])

@@ -10,6 +10,7 @@ import os
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -74,12 +75,17 @@ def write_scores(path, made_of, **scores):
 
 def read_scores(folder, split):
     """(logits [M, L] of a split, what they were made of) in scores.npz of a run folder; None if it does not hold them.
+
+    Raises ValueError for a file that was broken off.
     """
     path = Path(folder).expanduser() / "scores.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as file:
-        return (torch.from_numpy(file[split]), json.loads(str(file["made_of"]))) if split in file else None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return (torch.from_numpy(file[split]), json.loads(str(file["made_of"]))) if split in file else None
+    except (EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}): remove it, and it is computed again") from None
 
 
 def without_nan(content):

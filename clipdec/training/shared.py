@@ -8,6 +8,7 @@ from huggingface_hub import snapshot_download
 VECTORS = "label_vectors.npz"  # label vectors that came from a file, beside the config.json of a shared run
 SHARED = ["checkpoint.safetensors", "config.json", "labels.json", "metrics.json", VECTORS]
 ON_HUB = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(.+))?")  # user/name, user/name@revision
+HERE = "runs/"  # where runs are written: what begins so is never asked of the hub, or a slip would open another's
 TRAIN = "train one with notebooks/04_train.ipynb"
 
 
@@ -15,8 +16,8 @@ def find_run(run, revision=None, start=""):
     """The folder of a run.
 
     Args:
-        run: a folder that is there; else a text such as "user/name" or "user/name@revision", a repository of the
-            Hugging Face hub. Of that the files SHARED are downloaded where the cache lacks them.
+        run: a folder that is there, or below `runs/`; else a text such as "user/name" or "user/name@revision", a
+            repository of the Hugging Face hub. Of that the files SHARED are downloaded where the cache lacks them.
         revision: branch, tag or commit of the repository, by default its main branch.
         start: where a relative path begins, by default the working directory.
 
@@ -26,11 +27,13 @@ def find_run(run, revision=None, start=""):
     """
     folder = Path(start) / Path(run).expanduser()
     name = ON_HUB.fullmatch(run) if isinstance(run, str) else None
-    if folder.is_dir() or not name:
+    if folder.is_dir() or not name or run.startswith(HERE):
         if revision:
             raise ValueError(f"{run} is no repository of the hub, which alone has revisions: leave {revision!r} out")
         return folder
     repository, behind = name.groups()
+    if revision and behind:
+        raise ValueError(f"{run} names a revision already: leave {revision!r} out, or {behind!r}")
     try:
         return Path(snapshot_download(repository, revision=revision or behind, allow_patterns=SHARED))
     except Exception as error:  # the hub's library and the network raise errors of many kinds

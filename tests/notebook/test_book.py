@@ -17,9 +17,10 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import nbformat
 import pytest
-from browser import browsing, needs_chromium
 from bs4 import BeautifulSoup
-from helpers import ROOT
+from helpers import ROOT, needs_chromium
+
+from benchmarks.browser import browsing
 
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
 GITHUB = "https://github.com/clipdec/clipdec"

@@ -7,25 +7,19 @@ has trained the default run; if there is none, it is trained first (conftest.py)
 import csv
 import io
 import json
-import os
 import re
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
-from contextlib import contextmanager
 from itertools import combinations
 
 import nbformat
 import numpy as np
 import pytest
-from browser import GUARD, browsing, needs_chromium
-from helpers import ROOT, wait_until
+from helpers import ROOT, needs_chromium, wait_until
 from nbformat.reader import NotJSONError
 from PIL import Image
 from playwright.sync_api import expect
 
+from benchmarks.browser import GUARD, browsing, serving
 from clipdec.data import HOME
 from data_prep.emoji_scenes import draw
 
@@ -35,36 +29,6 @@ RATES = ["base rate, seen", "base rate, other"]
 NASTY = '<img src=x onerror="document.title=1234">'
 pytestmark = needs_chromium
 expect.set_options(timeout=GUARD / 4)
-
-
-def answers(port):
-    """Whether a server listens there."""
-    try:
-        socket.create_connection(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def serving(folder, *command, path):
-    """A Jupyter server of its own PORT, TOKEN and settings: the address of `path` on it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token, log = secrets.token_hex(16), folder / "server.log"
-    command = [part.replace("PORT", str(port)).replace("TOKEN", token) for part in (sys.executable, "-m", *command)]
-    fresh = ["_CONFIG", "_RUNTIME", "_DATA", "LAB_SETTINGS", "LAB_WORKSPACES"]
-    settings = os.environ | {name: str(folder / name) for name in ("IPYTHONDIR", *(f"JUPYTER{n}_DIR" for n in fresh))}
-    with open(log, "w") as file:
-        server = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            wait_until(lambda: answers(port), lambda: server.poll() is None)
-            yield f"http://127.0.0.1:{port}/{path}?token={token}"
-        finally:
-            server.terminate()
-            server.wait(GUARD / 1000)
-            print(log.read_text(encoding="utf8"))  # shown beside an error
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_untouched_clip_is_calibrated_on_val_as_the_run_is(run, tiny):
     assert (clip.calibration.scale, clip.threshold) == pytest.approx((expected.scale, expected.threshold), rel=0.05)
     one = clip.log_odds([tiny.test.image(2)], tiny.labels.names)[0]  # as the panel asks, as of kept scores
     assert torch.allclose(one, clip.calibration.log_odds(logits[2]), atol=0.05)
-    title = Shown("untouched CLIP", clip, logits, tiny.labels, tiny.test.targets).title
+    title = Shown("untouched CLIP", clip, logits, tiny.labels, tiny.test).title
     assert title.startswith("untouched CLIP, which looks at the whole image")
 
 

@@ -81,7 +81,19 @@ def test_what_cannot_calibrate_is_an_error_that_changes_nothing(predictor, tiny)
         predictor.calibrate([image], [["key"]])
     with pytest.raises(ValueError, match="holds no image"):
         predictor.calibrate([], [])
+    with pytest.raises(ValueError, match="gone.jpg cannot be read"):
+        predictor.calibrate([image, "gone.jpg"], ["key", []])
     assert predictor.calibration == before
+
+
+def test_a_label_alone_is_a_list_of_one(tiny):
+    assert Predictor.from_clip("mini", "dog", windows=0, device="cpu").labels.names == ["dog"]
+    images = [tiny.test.image(i) for i in range(30)]
+    names = [tiny.labels.names[row.nonzero()[0, 0]] for row in tiny.test.targets[:30]]
+    one, lists = (Predictor.from_clip("mini", tiny.labels, windows=0, device="cpu") for _ in range(2))
+    one.calibrate(images, names)
+    lists.calibrate(images, [[name] for name in names])
+    assert one.calibration == lists.calibration and not one.calibration.note
 
 
 def test_the_vocabulary_is_the_names_of_coco_and_nus_wide():
@@ -99,8 +111,8 @@ def test_a_clip_in_the_place_of_a_run_folder(tiny, tmp_path, capsys):
         main(["mini", str(tmp_path / "x.png"), "--top-k", "2", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert not ended.value.code and "only the order of labels counts" in printed and "✓" not in printed
-    with pytest.raises(ValueError, match="leave it out"):
-        Predictor.load("mini", base_rate=0.1)
+    with pytest.raises(ValueError, match="base_rate .* leave it out"):
+        Predictor.load("open_clip:ViT-B-32/nothing.pt", base_rate=0.1)  # before anything is loaded
     loaded = Predictor.load("mini", device="cpu")
     assert loaded.labels == LabelSpace([], vocabulary()) and loaded.model.tower.passes == 26
     assert math.isclose(

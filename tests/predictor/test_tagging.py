@@ -1,6 +1,8 @@
 """A folder of photos: which are found, the CSV that goes on where it was stopped, and side-car files."""
 
 import csv
+import os
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -33,14 +35,27 @@ def tagged(run, photos, *more):
     table = photos.parent / "tags.csv"
     with pytest.raises(SystemExit) as ended:
         main([str(run), str(photos), "--csv", str(table), "--device", "cpu", *more])
-    with open(table, encoding="utf-8", newline="") as file:
+    with open(table, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return ended.value.code, list(csv.DictReader(file))
 
 
 def test_photos_of_folders_and_patterns_each_once(photos):
     inside = [str(photos / name) for name in ("a.png", "c.jpg", "more/b.JPG")]
     assert found([str(photos)]) == inside
-    assert found([str(photos / "*.png"), str(photos), "gone.jpg"]) == [*inside, "gone.jpg"]
+    (photos / ".trash").mkdir()
+    for hidden in (".trash/x.png", "._a.png"):
+        (photos / hidden).write_bytes(b"hidden")
+    around = str(photos / "more" / ".." / "a.png")
+    assert found([str(photos / "*.png"), str(photos), "gone.jpg", around]) == [*inside, "gone.jpg"]
+    assert found([str(photos / "*[!t]")]) == inside[:2]  # and no folder
+
+
+def test_a_folder_without_photos_is_an_error_and_heic_is_named(photos, capsys):
+    with pytest.raises(ValueError, match="no image file in .*empty"):
+        (photos / "empty").mkdir()
+        found([str(photos / "empty")])
+    (photos / "empty" / "x.HEIC").write_bytes(b"")
+    assert found([str(photos / "empty")]) == [str(photos / "empty" / "x.HEIC")]
 
 
 def test_tags_are_those_of_the_predictor(tiny_run, photos, capsys):
@@ -75,20 +90,60 @@ def test_the_csv_goes_on_where_it_was_stopped_and_can_be_trained_on(tiny_run, ph
         again = tagged(tiny_run[0], photos, "--top-k", "2")[1]
     assert table.read_bytes() == whole and again == rows and str(photos / "a.png") not in asked
     assert "has 1 of the photos already" in capsys.readouterr().out
-    short = photos.parent / "short.csv"
-    short.write_text(table.read_text(encoding="utf-8").replace(f"{photos}/", "").replace(f"{photos}\\", ""), "utf-8")
-    read = dict(read_table(short))
+    read = dict(read_table(table, photos))
     assert sorted(read) == ["a.png", "more/b.JPG"] and read["a.png"] == rows[0]["labels"].split(";")
 
 
-def test_a_csv_of_something_else_stays_as_it_is(tiny_run, photos):
+def test_tags_are_read_whole_from_where_they_were_written(tiny_run, photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    with pytest.raises(SystemExit):
+        main([str(tiny_run[0]), "photos", "--csv", "t.csv", "--labels", "crane, bird", "kite, bird", "--top-k", "1"])
+    read = dict(read_table("t.csv", "photos"))
+    assert sorted(read) == ["a.png", "more/b.JPG"]
+    assert {name for names in read.values() for name in names} <= {"crane, bird", "kite, bird"}
+
+
+@pytest.mark.parametrize("text", ["image,labels\na.png,dog\n", "name,age\nann,3\nbob,4", "no table"])
+def test_a_csv_of_something_else_stays_as_it_is(tiny_run, photos, text):
     table = photos.parent / "tags.csv"
-    table.write_text("image,labels\na.png,dog\n")
-    with pytest.raises(SystemExit, match="other columns than image,labels,probabilities"):
+    table.write_text(text)
+    with pytest.raises(SystemExit, match="other columns than image,labels,probabilities,asked"):
         main([str(tiny_run[0]), str(photos), "--csv", str(table), "--device", "cpu"])
-    assert table.read_text() == "image,labels\na.png,dog\n"
-    table.write_bytes(b"")
-    assert TagsFile(table).done == set() and table.read_text() == "image,labels,probabilities\n"
+    assert table.read_text() == text
+
+
+@pytest.mark.parametrize("start", [b"", b"image,lab"])
+def test_a_csv_that_was_stopped_before_its_first_line_begins_anew(tmp_path, start):
+    (tmp_path / "tags.csv").write_bytes(start)
+    tags = TagsFile(tmp_path / "tags.csv", "x")
+    assert not tags.rows and tags.path.read_bytes() == b"image,labels,probabilities,asked\n"
+
+
+def test_a_csv_of_another_question_is_refused(tiny_run, photos):
+    tagged(tiny_run[0], photos, "--top-k", "2")
+    whole = (photos.parent / "tags.csv").read_bytes()
+    others = [[tiny_run[0], "--top-k", "1"], [tiny_run[0], "--top-k", "2", "--labels", "key"]]
+    others += [[tiny_run[0], "--top-k", "2", "--base-rate", "0.2"], ["mini", "--top-k", "2"]]
+    for run, *options in others:
+        with pytest.raises(SystemExit, match="tags by another model or of another question"):
+            main([str(run), str(photos), "--csv", str(photos.parent / "tags.csv"), "--device", "cpu", *options])
+    assert (photos.parent / "tags.csv").read_bytes() == whole
+
+
+def test_a_csv_that_a_spreadsheet_saved_goes_on(tmp_path):
+    TagsFile(tmp_path / "tags.csv", "x").add("ä.jpg", [("dog", 0.5), ("a, b", 0.25)])
+    data = (tmp_path / "tags.csv").read_bytes()
+    (tmp_path / "tags.csv").write_bytes(b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n"))
+    assert TagsFile(tmp_path / "tags.csv", "x").tags("./ä.jpg") == ["dog", "a, b"]
+
+
+def test_side_cars_follow_a_csv(tiny_run, photos):
+    _, rows = tagged(tiny_run[0], photos, "--top-k", "2")
+    assert not list(photos.rglob("*.xmp"))
+    assert tagged(tiny_run[0], photos, "--top-k", "2", "--write-xmp")[1] == rows
+    for row in rows:
+        names = [e.text for e in ET.parse(f"{row['image']}.xmp").iter() if e.tag.endswith("li")]
+        assert names == 2 * row["labels"].split(";")
 
 
 def test_side_cars_hold_the_tags_and_the_photos_stay(tiny_run, photos):
@@ -117,11 +172,29 @@ def test_a_side_car_of_another_program_stays_and_markup_is_text(photos, tiny_run
     assert "Exiv2" in other.read_text() and [row["image"] for row in rows] == [str(photos / "more" / "b.JPG")]
 
 
+def test_a_photo_whose_side_car_cannot_be_written_is_named_and_left_out(tiny_run, photos, capsys):
+    (photos / "a.png.xmp").mkdir()
+    code, rows = tagged(tiny_run[0], photos, "--write-xmp", "--top-k", "1")
+    assert code == 1 and f"{photos / 'a.png'} gets no tags" in capsys.readouterr().err
+    assert [row["image"] for row in rows] == [str(photos / "more" / "b.JPG")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode there")
+def test_a_name_that_is_no_unicode(tiny_run, photos):
+    name = os.fsdecode(b"caf\xe9.png")
+    (photos / "a.png").rename(photos / name)
+    _, rows = tagged(tiny_run[0], photos, "--top-k", "1")
+    assert any(row["image"] == str(photos / name) for row in rows)
+    assert tagged(tiny_run[0], photos, "--top-k", "1")[1] == rows
+
+
 def test_what_cannot_be_tagged(photos, capsys):
     with pytest.raises(SystemExit, match="or give --top-k"):
         main(["mini", str(photos), "--csv", str(photos.parent / "tags.csv")])
     with pytest.raises(SystemExit, match="holds a semicolon"):
         main(["mini", str(photos), "--csv", str(photos.parent / "x.csv"), "--labels", "a;b", "--top-k", "1"])
+    with pytest.raises(SystemExit, match="holds a control character"):
+        main(["mini", str(photos), "--write-xmp", "--labels", "bell\x07", "--top-k", "1"])
     with pytest.raises(SystemExit):
         main(["mini", str(photos), "--csv", "x.csv", "--json"])
     assert "choose one of them" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import numpy as np
@@ -41,12 +42,21 @@ def elsewhere(tmp_path, monkeypatch):
     return lambda folder: hub_cache(tmp_path / "hub", NAME, files(folder))
 
 
+class Calls(list):
+    """What a FakeApi was asked; `api` is its class."""
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """Calls of a hub that keeps nothing: what is asked of it, and the files that would go."""
-    calls = []
+    calls = Calls()
 
     class FakeApi:
+        public = False  # whether the repository was there before
+
+        def repo_info(self, name):
+            return SimpleNamespace(private=not self.public)
+
         def create_repo(self, name, **options):
             calls.append(("create", name, options))
             return f"https://huggingface.co/{name}"
@@ -57,6 +67,7 @@ def hub(monkeypatch):
             calls.append(("upload", repo_id, {name: Path(folder_path, name).read_bytes() for name in going}))
 
     monkeypatch.setattr(sharing, "HfApi", FakeApi)
+    calls.api = FakeApi
     return calls
 
 
@@ -92,7 +103,7 @@ def test_its_text_has_the_figures_with_raw_clip_beside_them(shared, tiny, tiny_r
         assert line.split(" | ") == ["–" if figure is None else f"{figure:.1f}" for figure in figures]
     assert f"{metrics['calibration']['threshold']:.3f}" in text and "base_rate=0.05" in text
     assert f'Predictor.load("{NAME}")' in text and "60 test images (keep=all)" in text and "chosen on val" in text
-    assert tiny.info["source"] in text and "Data: CC BY-SA 4.0. All emojis designed by OpenMoji" in text
+    assert tiny.info["source"] in text and "Data: `CC BY-SA 4.0`. All emojis designed by OpenMoji" in text
     assert "925 seen labels, such as" in text and "is frozen and not part of the checkpoint" in text
     assert f"120 train, 30 val, {len(tiny.test)} test images" in text
 
@@ -198,6 +209,25 @@ def test_other_data_under_the_same_name_are_not_described(tiny_run, tiny):
     assert about_data(config, metrics)["images"]["test"] == len(tiny.test)
     assert about_data(config, metrics | {"inputs": {"data": "another"}}) == {}
     assert about_data(replace(config, data="/nowhere"), metrics) == {}
+
+
+def test_nothing_private_goes_to_a_public_repository(tiny_run, hub):
+    hub.api.public = True
+    with pytest.raises(SystemExit, match="error: user/tiny-head is there, and public"):
+        main([str(tiny_run[0]), NAME, "--private"])
+    assert [call[0] for call in hub] == ["create"]
+    main([str(tiny_run[0]), NAME])
+    assert [call[0] for call in hub] == ["create", "create", "upload"]
+
+
+def test_texts_of_a_data_set_mean_nothing_in_the_card(tiny_run):
+    config, metrics = Predictor.load(tiny_run[0]).config, tiny_run[1]
+    labels = LabelSpace(["<img src=x onerror=alert(1)>", "a_b*c*"], ["`![i](http://t/p.png)`"])
+    info = {"source": "/home/me/coco <b>", "attribution": "by <b>me</b> ![i](http://t/p.png), [page](https://a.b)"}
+    card = model_card(NAME, config, metrics, labels, info | {"licence": "![i](http://t/p.png)"}, "mit")
+    plain = re.sub("`[^`\n]*`", "", card.split("---\n", 2)[2])
+    assert "<" not in plain and "![" not in plain and "*c*" not in plain and "/home/me" not in card
+    assert "[page](https://a.b)" in plain
 
 
 def test_what_is_sent_is_what_a_dry_run_writes(tiny_run, tmp_path, hub, capsys):

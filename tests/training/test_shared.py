@@ -73,15 +73,16 @@ def test_a_folder_that_is_there_goes_first(tiny_run, kept, cache):
 def test_a_wrong_name_is_an_error_that_says_both_readings(cache):
     for load in (Predictor.load, load_run):
         with pytest.raises(FileNotFoundError) as found:
-            load("runs/typo")
-        for part in ("no run folder runs/typo", "hub gave no repository runs/typo", "04_train.ipynb"):
+            load("user/typo")
+        for part in ("no run folder user/typo", "hub gave no repository user/typo", "04_train.ipynb"):
             assert part in str(found.value)
         assert "\n" not in str(found.value)
 
 
 def test_what_can_be_no_repository_is_not_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(shared, "snapshot_download", lambda *_, **__: 1 / 0)
-    for path in (Path("runs/typo"), "emoji", "./runs/typo", "../runs/typo", "a/b/c", f"{tmp_path}/x", "runs/typo/"):
+    ours = "runs/typo", "runs/typo@main", "./runs/typo", "../runs/typo", "runs/typo/"
+    for path in (Path("user/typo"), "emoji", "a/b/c", f"{tmp_path}/x", *ours):
         with pytest.raises(FileNotFoundError, match="is not a run folder"):
             load_run(path)
 
@@ -93,6 +94,8 @@ def test_only_the_files_of_a_run_are_asked_for(monkeypatch, tmp_path):
     )
     assert find_run("user/head", "v1") == tmp_path
     assert asked == {"name": "user/head", "revision": "v1", "allow_patterns": SHARED}
+    with pytest.raises(ValueError, match="names a revision already: leave 'v2' out, or 'v1'"):
+        find_run("user/head@v1", "v2")
     assert not {"state.pt", "scores.npz", "history.csv", "lock"} & {*SHARED}
 
 
