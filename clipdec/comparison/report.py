@@ -28,8 +28,8 @@ NAMES |= {f"{k}{end}": f"{v}, {n}" for k, v in NAMES.items() if k not in ONCE fo
 TASKS = "zsl", "gzsl"
 EQUAL = """\
 AP is lower for a rarer label at one quality of ranking. In the columns *equal* the images without a label are weighed \
-so that every label is in the same share of them, that of the unseen labels on average: only there do seen and unseen \
-labels, and so GZSL and ZSL, compare."""
+so that every label is in the same share of them, that of the unseen labels on average. This takes the share out, not \
+the number: AP of a label with one or two positives is too high even so (notebook 05)."""
 BELIEVED = """\
 Calibrated on the seen labels of val, judged on test. *Skill* is how much lower the log-loss is than that of the base \
 rate everywhere, in percent. That base rate is read from test: 0 is as good as to know it and nothing else. *Gap* is \

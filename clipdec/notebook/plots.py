@@ -119,15 +119,18 @@ def matrix(values, rows, columns, title="", cmap="viridis"):
 
 
 def score_bars(names, probabilities, unseen=(), true=(), threshold=None):
-    """Labels of one image with their probabilities: seen blue, unseen orange and hatched, true ones in bold."""
+    """Labels of one image with their probabilities: seen blue, unseen orange, hatched and with an asterisk, true bold.
+    """
     figure, axis = _subplots(figsize=(4.6, 0.5 + 0.24 * len(names)))
     looks = {"color": [UNSEEN if n in unseen else SEEN for n in names], "hatch": ["//" * (n in unseen) for n in names]}
-    axis.barh(range(len(names)), probabilities, **looks)
-    axis.set_yticks(range(len(names)), [n.replace("$", r"\$") for n in names], fontsize=8)
+    bars = axis.barh(range(len(names)), probabilities, **looks)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the threshold's line
+    axis.bar_label(bars, fmt="%.3f", fontsize=7, padding=3, bbox=white)  # a bar near 0 cannot be seen
+    axis.set_yticks(range(len(names)), [n.replace("$", r"\$") + "*" * (n in unseen) for n in names], fontsize=8)
     for tick, name in zip(axis.get_yticklabels(), names):
         tick.set_fontweight("bold" if name in true else "normal")
     axis.invert_yaxis()
-    axis.set(xlim=(0, 1), xlabel="probability")
+    axis.set(xlim=(0, 1.1), xticks=np.linspace(0, 1, 6), xlabel="probability")  # room for the number beside a full bar
     if threshold is not None:
         axis.axvline(threshold, color="black", linestyle=":", linewidth=1)
     return figure
@@ -175,7 +178,7 @@ def curves(history):
 
 
 def metric_bars(results, key="map"):
-    """ZSL and GZSL figures of several models side by side, each in the colour of its method.
+    """ZSL and GZSL figures of several models side by side, each in the colour of its method, one that returns hatched.
 
     results: {model name: {"zsl": {...}, "gzsl": {...}}, or a list of these, one a seed: a bar at their mean, a dot for
     each}. No bar for a figure that does not exist (missing, None or nan).
@@ -187,7 +190,9 @@ def metric_bars(results, key="map"):
         figures_of = ([each.get(task, {}).get(key) for task in TASKS] for each in seeds)
         values = np.array(list(figures_of), dtype=float)  # [seeds, 2]
         x = np.arange(2) + 0.8 * (i - (len(results) - 1) / 2) / len(results)
-        bars = axis.bar(x, values.mean(0), 0.75 / len(results), label=name, color=looks[name][0])
+        again = looks[name][0] in [looks[other][0] for other in list(results)[:i]]  # one method twice: hatched
+        look = {"color": looks[name][0], "hatch": "//" * again, "edgecolor": "white", "linewidth": 0}
+        bars = axis.bar(x, values.mean(0), 0.75 / len(results), label=name, **look)
         axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2 + 3 * (len(seeds) > 1))
         if len(seeds) > 1:
             axis.plot(np.tile(x, len(seeds)), values.flatten(), "o", color="black", mfc="none", ms=3)

@@ -28,9 +28,9 @@ def equal_prevalence(scores, targets, labels, known=None):
     """mAP if each label were in the same share of the images, in percent: {"prevalence", "zsl", "gzsl", "seen"}.
 
     The share is the mean of the unseen labels, to which the others are brought by weights of the images without them
-    (`average_precision`). AP is lower for a rarer label at one quality of ranking; here mAP of seen and of unseen
-    labels, and so of GZSL and ZSL, compare. Empty where no image carries an unseen label. Where not all pairs of image
-    and label are known, all this is said of those that are.
+    (`average_precision`). AP is lower for a rarer label at one quality of ranking, which this takes out. What stays: a
+    positive counts itself, so AP of a label with one or two positives is too high. Empty where no image carries an
+    unseen label. Where not all pairs of image and label are known, all this is said of those that are.
     """
     unseen = targets[:, labels.unseen_index]
     unseen = unseen if known is None else unseen[known[:, labels.unseen_index]]

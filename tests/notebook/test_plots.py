@@ -77,6 +77,19 @@ def test_bars_stand_at_the_mean_of_their_seeds():
     np.testing.assert_allclose(dots.get_xydata(), [(x, y / n) for y in (10, 20, 60) for x, n in zip(middles, (1, 2))])
 
 
+def test_a_method_that_returns_is_hatched():
+    report = {"zsl": {"map": 4.0}, "gzsl": {"map": 2.0}}
+    names = ["CLIP-Decoder, this run", "this repository's head, 5 seeds", "raw CLIP"]
+    (axis,) = plots.metric_bars(dict.fromkeys(names, report)).axes
+    assert [bars[0].get_hatch() or "" for bars in axis.containers] == ["", "//", ""]
+
+
+def test_a_bar_has_its_number_beside_it_and_an_unseen_label_an_asterisk():
+    (axis,) = plots.score_bars(["house", "bus"], [0.004, 1.0], unseen={"house"}).axes
+    assert [text.get_text() for text in axis.texts] == ["0.004", "1.000"]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["house*", "bus"]
+
+
 def test_a_forest_is_filled_where_it_is_sure():
     figure = plots.forest(DIFFERENCES, lambda found: found["mean"] == 2)
     for axis, task in zip(figure.axes, ("zsl", "gzsl")):
