@@ -15,7 +15,7 @@ def average_precision(scores, targets, prevalence=None, known=None):
     Images with equal scores enter together, so the result does not depend on their order (as scikit-learn's).
 
     Args: scores, targets [M, L] over M images, targets 0 or 1; prevalence above 0, if given: a label's negatives weigh
-        so much that it is in this share of the images. At one quality of ranking AP is lower for a rarer label;
+        so much that it is in this share of the images. Its positives stay as few: AP of one or two is too high;
         known [M, L], if given: an image does not count for a label that is not known of it.
     Returns: float64 [L] in 0..1, nan where a label has no positive.
     Raises: ValueError if the shapes differ or a score is not finite.

@@ -7,11 +7,11 @@ A method is an nn.Module of three parts:
 
 As `fit` does it for the heads: labels held out of the training by the seed (`held_labels`); AdamW with OneCycle; the
 moving average of the weights is what is judged, after every epoch, by the mean of two mAPs on val, of the labels in
-training and of the held-out ones; the last epoch within a standard error of the highest counts. Epochs, PROTOCOL, and
-the size of a batch are the same for methods and heads, so all take as many steps; no run ends early, as the learning
-rate comes down with the last epoch. The heads alone train in mixed precision, for speed. A label that is not known of
-an image (`Split.known`) counts as absent in training. The learning rate is, of FACTORS times the method's own, the one
-whose epoch is best with seed 0; the other seeds take it over.
+training and of the held-out ones; the last epoch within a standard error of the highest counts, and an end is made when
+`patience` epochs brought no higher one. The limit of epochs, PROTOCOL, and the size of a batch are the same for methods
+and heads, so all may take as many steps; the heads alone train in mixed precision, for speed. A label that is not known
+of an image (`Split.known`) counts as absent in training. The learning rate is, of FACTORS times the method's own, the
+one whose epoch is best with seed 0; the other seeds take it over.
 """
 
 import math
@@ -31,7 +31,7 @@ from clipdec.training.scores import held_labels
 from clipdec.training.tokens import encode_split
 
 FACTORS = 0.3, 1.0, 3.0
-PROTOCOL = {"epochs": 8, "patience": 0, "amp": True}
+PROTOCOL = {"epochs": 8, "patience": 3, "amp": True}
 
 
 class Sizes(NamedTuple):
