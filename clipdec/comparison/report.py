@@ -40,7 +40,7 @@ Paired by seed and image. The interval is the 95 % one of the mean if seeds (Stu
 500 draws) were drawn again; one seed gives none. In bold where it excludes 0: only that is called a difference."""
 ABOUT = """\
 Training-free: from CLIP alone, PIAA from unlabelled training images too. Transductive: from all test images at once. \
-Trained on seen labels: all by one protocol (`clipdec/comparison/protocol.py`), within the same steps. The highest mean of \
+Trained on seen labels: all by one protocol (`clipdec/comparison/protocol.py`), in as many steps. The highest mean of \
 a column is in bold."""
 COSTS = """\
 Every system has our image tower in place of its own, which is named, so a row says what its head is worth, not what \
