@@ -18,7 +18,7 @@ COLOURS = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
 TASKS = "zsl", "gzsl"
 METHODS = {  # colour, marker and line of a method in every figure: by the first of these that is part of its name
     "this repository's head": ("#AA3377", "*", "-"), "the paper's head": ("#009E73", "D", "--"),
-    "the author's code": ("#8C510A", "X", "--"), "CLIP-Decoder": ("#AA3377", "*", "-"), "BiAM": ("black", "v", "-."),
+    "the author's points": ("#8C510A", "X", "--"), "CLIP-Decoder": ("#AA3377", "*", "-"), "BiAM": ("black", "v", "-."),
     "MLP on tokens": ("#757524", "P", ":"), "raw CLIP": ("#888888", "o", ":"),
     "untouched CLIP": ("#888888", "o", ":"), "windows": ("#BBBBBB", "s", ":"), "chance": ("#DDDDDD", ".", ":"),
 }  # fmt: skip
