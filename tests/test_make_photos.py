@@ -1,5 +1,6 @@
 """`make photos` from the first line to the last, on local files of the form that the hub and open_clip have."""
 
+import json
 import os
 import re
 import shutil
@@ -93,6 +94,23 @@ def test_a_run_beside_clip(tiny, tiny_run):
     line = beside_clip.table(rows).splitlines()[-1]
     figures = [metrics[task][name] for task, name in beside_clip.COLUMNS.values()]
     assert line.split() == ["CLIP-Decoder", "1", *(f"{x:.1f}" for x in figures)]
+
+
+def test_a_part_that_a_run_has_no_figures_of_is_a_dash(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run[0], tmp_path / "run")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({k: v for k, v in metrics.items() if k not in ("raw_clip", "zsl")}))
+    cosine, _, run = beside_clip.table(beside_clip.beside_clip(folder, [0])).splitlines()[1:]
+    assert cosine.split()[-4:] == ["–"] * 4 and run.split()[2:4] == ["–", "–"] and run.split()[4] != "–"
+
+
+def test_data_that_are_others_by_now_are_an_error(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run[0], tmp_path / "run")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["inputs"]["data"] = "another"
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(SystemExit, match="error: the data in .* are not those that .* was trained on"):
+        beside_clip.main([str(folder)])
 
 
 def test_no_run_is_an_error(tmp_path):

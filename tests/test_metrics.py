@@ -162,6 +162,9 @@ def test_errors():
         for metric in metrics:
             with pytest.raises(ValueError, match="finite"):
                 metric(scores, good)
+    for metric in metrics:  # -1 is how some data say that a label is absent
+        with pytest.raises(ValueError, match="targets must be 0 or 1"):
+            metric(good, good - 1)
     with pytest.raises(ValueError, match="keep must be"):
         zsl_report(good, good, LABELS, keep="some")
     with pytest.raises(ValueError, match="13 columns, the label space 2"):

@@ -57,6 +57,15 @@ def changed_run(folder, path, **changes):
     return copy
 
 
+@pytest.mark.parametrize("length", [0, 100])
+def test_scores_that_were_broken_off_are_an_error(tmp_path, length):
+    write_scores(tmp_path / "scores.npz", {}, test=torch.zeros(3, 4))
+    data = (tmp_path / "scores.npz").read_bytes()
+    (tmp_path / "scores.npz").write_bytes(data[:length])
+    with pytest.raises(ValueError, match="scores.npz cannot be read .*: remove it"):
+        read_scores(tmp_path, "test")
+
+
 def test_seeds_of_one_setting_stand_together(runs):
     assert [[run.folder.name for run in group] for group in by_settings(runs)] == [["b-1"], ["a-0", "a-1"]]
     again = by_settings([*runs, runs[1]])  # of one seed twice: not one row

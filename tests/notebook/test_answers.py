@@ -1,10 +1,13 @@
 """What the panel and the notebooks compute of predicted sets, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from clipdec.notebook.answers import set_figures
+from clipdec.metrics import zsl_report
+from clipdec.notebook.answers import Part, set_figures
 
 
 def test_figures_of_predicted_sets_by_hand():
@@ -16,3 +19,14 @@ def test_figures_of_predicted_sets_by_hand():
     assert np.isnan(set_figures(none, targets)[0]) and set_figures(none, targets)[1:] == (0, 0)
     assert np.isnan(set_figures(predicted, none)[1]) and set_figures(predicted, none)[0] == 0
     assert np.isnan(set_figures(none, none)).all()
+
+
+@pytest.mark.parametrize("ranking", ["zsl", "gzsl"])
+@pytest.mark.parametrize("keep", ["all", "relevant"])
+def test_a_part_counts_what_is_known_as_the_report_does(tiny, ranking, keep):
+    logits, known = torch.randn(tiny.test.targets.shape), torch.rand(tiny.test.targets.shape) < 0.3
+    split = replace(tiny.test, known=known | tiny.test.targets)
+    part = Part(tiny.labels, logits, split, ranking, keep)
+    report = zsl_report(logits, split.targets, tiny.labels, keep, split.known)
+    assert part.precisions.nanmean().item() == pytest.approx(report[ranking]["map"])
+    assert part.precisions.nanmean() > Part(tiny.labels, logits, tiny.test, ranking, keep).precisions.nanmean()
