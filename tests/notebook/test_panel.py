@@ -55,6 +55,7 @@ class FakeSplit:
 
     targets: torch.Tensor = TARGETS
     name: str = "fake"
+    known: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.targets)
