@@ -60,7 +60,14 @@ def test_the_whole_command(tmp_path):
     clip, home = f"open_clip:{MODEL}/{tmp_path / 'weights.safetensors'}", tmp_path / "home"
     venv = Path(sys.prefix)
     values = {"VENV": venv, "PHOTOS": tmp_path / "coco", "CLIP": clip, "LIMIT": 32, "EPOCHS": 1}
-    command = ["make", "-o", str(venv / ".installed"), "photos", *(f"{name}={value}" for name, value in values.items())]
+    command = [
+        "make",
+        "--no-print-directory",
+        "-o",
+        str(venv / ".installed"),
+        "photos",
+        *(f"{name}={value}" for name, value in values.items()),
+    ]
     environment = os.environ | {"CLIPDEC_HOME": str(home), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
