@@ -57,9 +57,10 @@ def read_table(path, images=""):
 
 
 def _below(image, folder):
-    """The path below a folder of a photo that is named from the working directory, as tags have it."""
-    image, folder = os.path.abspath(image), os.path.join(os.path.abspath(folder), "")
-    return image.removeprefix(folder)
+    """The path below a folder of a photo that is named from the working directory, as tags have it; any other as it is.
+    """
+    path, folder = os.path.abspath(image), os.path.join(os.path.abspath(folder), "")
+    return path.removeprefix(folder) if path.startswith(folder) else image
 
 
 def _separator(cells, path):

@@ -26,7 +26,7 @@ def beside_clip(run_folder, windows=(0, 4)):
     metrics = json.loads((Path(run_folder).expanduser() / "metrics.json").read_text(encoding="utf8"))
     config, model = load_run(run_folder)
     data, keep = load_data(config.data), metrics.get("protocol", {}).get("keep", "all")
-    if metrics["inputs"]["data"] != data.fingerprint:
+    if metrics.get("inputs", {}).get("data") != data.fingerprint:
         raise ValueError(f"the data in {config.data} are not those that {run_folder} was trained on: train it anew")
     rows = [("raw CLIP, cosine", 1, metrics.get("raw_clip", {}))]
     for each in windows:

@@ -95,8 +95,11 @@ def has_sidecar(photo, names):
 
 def listed(labels):
     """The labels of a command line, those of the files @FILE among them, each once, or None."""
-    lists = [read_names(label[1:])[0] if label.startswith("@") else [clean_name(label)] for label in labels or []]
-    return list({same_name(name): name for names in reversed(lists) for name in reversed(names)}.values())[::-1] or None
+    found = {}
+    for label in labels or []:
+        for name in read_names(label[1:])[0] if label.startswith("@") else [clean_name(label)]:
+            found.setdefault(same_name(name), name)
+    return list(found.values()) or None
 
 
 def show(predictor, answers):

@@ -52,7 +52,8 @@ class Predictor:
                 the seen labels on val (`calibration.base_rate`).
             device: auto (a GPU of CUDA if there is one, else the processor), cpu, cuda, or mps on a Mac.
             revision: branch, tag or commit of a shared run; "user/name@revision" says it too.
-        Raises: FileNotFoundError or ValueError if one of the files is missing or does not fit.
+        Raises: FileNotFoundError or ValueError if one of the files is missing or does not fit; ValueError for a base
+            rate where probabilities are not calibrated.
         """
         if is_clip(run_folder):
             if base_rate is not None:

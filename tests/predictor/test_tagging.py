@@ -11,7 +11,7 @@ from PIL import Image
 from clipdec import Predictor
 from clipdec.images import ImageError
 from clipdec.predictor import predictor as module
-from clipdec.predictor.__main__ import main
+from clipdec.predictor.__main__ import listed, main
 from clipdec.predictor.photos import TagsFile, found, write_sidecar
 from data_prep.folder import read_table
 
@@ -37,6 +37,12 @@ def tagged(run, photos, *more):
         main([str(run), str(photos), "--csv", str(table), "--device", "cpu", *more])
     with open(table, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return ended.value.code, list(csv.DictReader(file))
+
+
+def test_labels_are_cleaned_and_each_asked_once(tmp_path):
+    (tmp_path / "names.txt").write_text("key\nred  apple\n")
+    assert listed(["pizza", " Pizza", f"@{tmp_path / 'names.txt'}", "KEY"]) == ["pizza", "key", "red apple"]
+    assert listed(None) is None
 
 
 def test_photos_of_folders_and_patterns_each_once(photos):
@@ -101,6 +107,9 @@ def test_tags_are_read_whole_from_where_they_were_written(tiny_run, photos, monk
     read = dict(read_table("t.csv", "photos"))
     assert sorted(read) == ["a.png", "more/b.JPG"]
     assert {name for names in read.values() for name in names} <= {"crane, bird", "kite, bird"}
+    table = photos.parent / "t.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("photos/", ""), "utf-8")  # as somebody may have done
+    assert dict(read_table("t.csv", "photos")) == read
 
 
 @pytest.mark.parametrize("text", ["image,labels\na.png,dog\n", "name,age\nann,3\nbob,4", "no table"])
