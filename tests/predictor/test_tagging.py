@@ -164,8 +164,8 @@ def test_side_cars_hold_the_tags_and_the_photos_stay(tiny_run, photos):
         spaces = {"rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "dc": "http://purl.org/dc/elements/1.1/"}
         spaces["digiKam"] = "http://www.digikam.org/ns/1.0/"
         [about] = tree.findall("./rdf:RDF/rdf:Description", spaces)
-        for listed in ("dc:subject/rdf:Bag", "digiKam:TagsList/rdf:Seq"):
-            assert [li.text for li in about.findall(f"{listed}/rdf:li", spaces)] == row["labels"].split(";")
+        for place in ("dc:subject/rdf:Bag", "digiKam:TagsList/rdf:Seq"):
+            assert [li.text for li in about.findall(f"{place}/rdf:li", spaces)] == row["labels"].split(";")
     assert not (photos / "c.jpg.xmp").exists()
 
 
