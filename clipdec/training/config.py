@@ -160,7 +160,7 @@ class Config:
         """
         known = {f.name for f in fields(cls)}
         plain = str, int, float, bool, list, dict, types.NoneType
-        found = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, plain)}
+        found = {k: v for k, v in namespace.items() if k in known or not k.startswith("_") and isinstance(v, plain)}
         found = without_switches(found)
         for name in found.keys() - known - {"In", "Out"}:
             close = difflib.get_close_matches(name, known, 1)
