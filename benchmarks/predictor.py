@@ -14,14 +14,14 @@ RUN = HOME / "runs" / "emoji"
 
 
 def figures(device):
-    began = time.time()
+    began = time.perf_counter()
     predictor = Predictor.load(RUN)
-    loaded = time.time()
+    loaded = time.perf_counter()
     data = load_data(predictor.config.data)
     image, names = data.test.image(0), data.labels.names
-    first = time.time()
+    first = time.perf_counter()
     predictor(image, names)
-    answered = time.time()
+    answered = time.perf_counter()
     pixels = predictor.model.tower.preprocess(image)[None].to(predictor.config.device)
     queries = predictor.vectors(names)
 

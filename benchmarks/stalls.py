@@ -25,7 +25,7 @@ def run(folder, seconds):
     """(how it ended, seconds) of one run, in a process of its own; one that takes longer is killed with its kernel."""
     notebook, out = str(ROOT / "notebooks" / "05_evaluate.ipynb"), str(Path(folder) / "out.ipynb")
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, out]
-    began = time.time()
+    began = time.perf_counter()
     with open(Path(folder) / "log.txt", "w") as log:
         process = psutil.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -33,8 +33,8 @@ def run(folder, seconds):
         except psutil.TimeoutExpired:
             end(process)
             process.wait()
-            return "stalled", time.time() - began
-    return ("passed" if code == 0 else "failed"), time.time() - began
+            return "stalled", time.perf_counter() - began
+    return ("passed" if code == 0 else "failed"), time.perf_counter() - began
 
 
 def main():

@@ -1,7 +1,7 @@
 """A folder of photos tagged by untouched CLIP into a CSV, beside its bare tower on pixels that are ready."""
 
 import tempfile
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -26,9 +26,13 @@ def drawn(folder, count):
 
 
 def tag(folder, device):
-    with tempfile.TemporaryDirectory() as aside, suppress(SystemExit), redirect_stdout(StringIO()):
-        table = f"{aside}/tags.csv"
-        main(["mini", str(folder), "--labels", *LABELS, "--top-k", "3", "--csv", table, "--device", device])
+    with tempfile.TemporaryDirectory() as aside, redirect_stdout(StringIO()):
+        options = ["--top-k", "3", "--csv", f"{aside}/tags.csv", "--device", device]
+        try:
+            main(["mini", str(folder), "--labels", *LABELS, *options])
+        except SystemExit as end:
+            if end.code:
+                raise RuntimeError(f"tagging failed: {end.code}") from None
 
 
 def figures(device):

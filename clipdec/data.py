@@ -93,9 +93,7 @@ def load_data(name_or_folder="emoji"):
     folder = DATA / name_or_folder if known else Path(name_or_folder).expanduser()
     if not folder.is_dir():
         folder = HOME / folder
-    remedy = "prepare it with a script of data_prep, or give another folder"
-    if known:
-        remedy = f"run `{known} --out {folder}`"
+    remedy = f"run `{known} --out {folder}`" if known else "prepare it with data_prep, or give another folder"
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no data folder {folder}: {remedy}")
     if not (folder / "labels.json").is_file() or not (folder / "dataset_dict.json").is_file():

@@ -31,9 +31,7 @@ def read_text(path):
 
 
 def read_names(path):
-    """Names of a list file in order, and of each the last `# heading` above it. Raises ValueError if there is none, or
-    one stands there twice.
-    """
+    """Names of a list file in order, and of each its `# heading`. Raises ValueError for no name, or one named twice."""
     names, headings, heading = {}, {}, ""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.startswith("#"):

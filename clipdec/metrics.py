@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 BLOCK = 32  # labels whose scores are sorted at a time
-NAN = float("nan")
 
 
 def average_precision(scores, targets, prevalence=None, known=None):
@@ -50,9 +49,9 @@ def precision_recall_f1(scores, targets, k):
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k must be from 1 to the number of labels, {scores.shape[1]}, got {k}")
     hits, positives = targets.gather(1, scores.topk(k, dim=1).indices).sum().item(), targets.sum().item()
-    precision = hits / (k * len(scores)) if len(scores) else NAN
-    recall = hits / positives if positives else NAN
-    return precision, recall, 2 * hits / (k * len(scores) + positives) if positives else NAN
+    precision = hits / (k * len(scores)) if len(scores) else torch.nan
+    recall = hits / positives if positives else torch.nan
+    return precision, recall, 2 * hits / (k * len(scores) + positives) if positives else torch.nan
 
 
 def zsl_report(scores, targets, labels, keep="all", known=None):

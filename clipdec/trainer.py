@@ -34,13 +34,7 @@ class Trainer:
         self.clip_grad, self.label_samples, self.weight_samples = clip_grad, label_samples, weight_samples
         own = [p for p in model.parameters() if p.requires_grad]
         self.trained = [*own, *further]
-        groups = [
-            {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [*(p for p in own if p.ndim <= 1), *further], "weight_decay": 0.0},
-        ]
-        self.optimiser = OPTIMISERS[optimiser](groups, lr=lr)
-        warm_up = 0.2 + 1e-9  # exactly 0.2 divides by 0 in a run of 5 steps
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, lr, total_steps=steps, pct_start=warm_up)
+        self.optimiser, self.schedule = optimiser_with_schedule(optimiser, own, steps, lr, weight_decay, further)
         self.average = AveragedModel(model, multi_avg_fn=moving_average(ema_decay))
 
     def step(self, images, queries, sentences, targets, known=None):
@@ -82,6 +76,17 @@ class Trainer:
     def advance(self):
         self.schedule.step()
         self.average.update_parameters(self.model)
+
+
+def optimiser_with_schedule(name, parameters, steps, lr, weight_decay, further=()):
+    """(optimiser, its OneCycle): matrices among the `parameters` decay; biases, norms and `further` ones do not."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [*(p for p in parameters if p.ndim <= 1), *further], "weight_decay": 0.0},
+    ]
+    optimiser = OPTIMISERS[name](groups, lr=lr)
+    warm_up = 0.2 + 1e-9  # exactly 0.2 divides by 0 in a run of 5 steps
+    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=warm_up)
 
 
 def sample_labels(targets, count, weighted=False, known=None):

@@ -132,7 +132,7 @@ def train(names, out, steps, batch_size, lr, seed, workers, device, log_every=10
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"])
     batches, ahead = Batches(names, tokenizer, batch_size, steps, seed), 4 if workers else None
     loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=ahead)
-    opts, criterion, start = optimisers(model, lr), ClipLoss(), time.time()
+    opts, criterion, start = optimisers(model, lr), ClipLoss(), time.perf_counter()
     once = {"total_steps": steps, "pct_start": 0.1, "cycle_momentum": False, "anneal_strategy": "linear"}
     schedules = [torch.optim.lr_scheduler.OneCycleLR(o, lr, **once) for o in opts]
     for step, (pixels, ids) in enumerate(tqdm(loader, desc="mini CLIP", mininterval=10), 1):
@@ -145,12 +145,12 @@ def train(names, out, steps, batch_size, lr, seed, workers, device, log_every=10
         model.zero_grad()
         model.logit_scale.data.clamp_(max=np.log(100))
         if step % log_every == 0:
-            scale, seconds = model.logit_scale.exp().item(), time.time() - start
+            scale, seconds = model.logit_scale.exp().item(), time.perf_counter() - start
             print(f"step {step} loss {loss.item():.3f} scale {scale:.1f} {seconds:.0f} s", flush=True)
         if step % (2 * log_every) == 0:
             save(model, f"{out}.partial")  # the finished model in `out`, maybe the packaged one, stays until the end
             print(f"step {step} top-1 {accuracy(model, tokenizer, names, seed + 1, 1):.1f} %", flush=True)
-    return model, tokenizer, time.time() - start
+    return model, tokenizer, time.perf_counter() - start
 
 
 def save(model, out):
@@ -193,7 +193,7 @@ def main():
     told = "neither pictures nor captions hold an unseen concept of the emoji scenes"
     options.add_argument("--without-unseen", action="store_true", help=told)
     args = options.parse_args()
-    with script.messages(options.error, "stopped: what was trained is in --out with .partial behind it"):
+    with script.messages(options.error, "stopped: weights of every 200th step are in --out with .partial behind it"):
         run(args)
 
 

@@ -19,7 +19,7 @@ from clipdec.comparison.report import write_report
 from clipdec.comparison.runs import by_settings, check_alike, data_of, differences, read_run
 from clipdec.comparison.runs_report import draw_curves, runs_report, write_label_ap
 from clipdec.comparison.systems import CHANGES, SYSTEMS, WORDS, compare
-from clipdec.training.config import read_settings
+from clipdec.training.config import Config, read_settings, without_switches
 from clipdec.training.run_folder import without_nan
 
 RUNS = Path("runs/comparison")  # from the repository's root
@@ -34,8 +34,9 @@ def main(arguments=None):
 
 
 def run(args):
-    base = read_settings(args.config) if args.config else {}
+    base = without_switches(read_settings(args.config)) if args.config else {}
     base |= {name: value for name, value in (("data", args.data), ("epochs", args.epochs)) if value is not None}
+    Config.from_parameters(base)  # a misspelt name ends here
     out, asked = Path(args.out or "results/emoji").expanduser(), (base, args.word_vectors, args.seeds)
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.ablations:

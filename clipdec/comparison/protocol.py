@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from clipdec.metrics import average_precision
-from clipdec.trainer import OPTIMISERS, moving_average, sample_labels
+from clipdec.trainer import moving_average, optimiser_with_schedule, sample_labels
 from clipdec.training.build import image_tower, label_queries
 from clipdec.training.epochs import epoch_that_counts, highest, val_figures
 from clipdec.training.scores import held_labels
-from clipdec.training.tokens import encode_split
+from clipdec.training.tokens import kept_tokens
 
 FACTORS = 0.3, 1.0, 3.0
 PROTOCOL = {"epochs": 8, "patience": 3, "amp": True}
@@ -50,10 +50,8 @@ class Images:
     """A split as the methods get it: tokens [B, N, C] of length sqrt(C), global vectors [B, D] of length 1."""
 
     def __init__(self, tower, split, data, config):
-        self.tokens, self.vectors = encode_split(tower, split, data, config)
+        self.tokens, self.vectors = kept_tokens(tower, split, data, config)
         self.device = config.device
-        if self.tokens is None:
-            raise ValueError(f"the disk has no room for the tokens of {split.name}, which methods train on: make room")
 
     def __len__(self):
         return len(self.vectors)
@@ -75,14 +73,14 @@ def trained_scores(method, data, config):
     train, val, test = (Images(tower, split, data, config) for split in (data.train, data.val, data.test))
     sizes = Sizes(tower.num_features, tower.embed_dim, queries.shape[1], queries[asked], config)
     torch.manual_seed(config.seed)
-    model, began = method(sizes).to(config.device), time.time()
+    model, began = method(sizes).to(config.device), time.perf_counter()
     rows = data.train.targets[:, asked].any(1).nonzero().flatten()
     seen = labels[data.labels.seen_index]
     judge = lambda model: val_maps(scores_of(model, val, seen), data.val, asked, held)
     found = learn(model, train, rows, data.train.targets[:, asked], labels[asked], judge, config)
-    trained = time.time()
+    trained = time.perf_counter()
     scores = scores_of(model, test, labels)
-    seconds = {"training_seconds": trained - began, "scoring_seconds": time.time() - trained}
+    seconds = {"training_seconds": trained - began, "scoring_seconds": time.perf_counter() - trained}
     return scores, found | {"weights": count_weights(model)} | seconds
 
 
@@ -93,9 +91,9 @@ def learn(model, images, rows, targets, labels, judge, config):
     stands for those; judge, from a model to `val_figures`.
     """
     steps = math.ceil(len(rows) / config.batch_size)
-    optimiser = OPTIMISERS[config.optimiser](_groups(model, config.weight_decay), lr=config.lr)
-    total = config.epochs * steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=0.2 + 1e-9)
+    trained, total = [p for p in model.parameters() if p.requires_grad], config.epochs * steps
+    made = optimiser_with_schedule(config.optimiser, trained, total, config.lr, config.weight_decay)
+    optimiser, schedule = made
     average, history = AveragedModel(model, multi_avg_fn=moving_average(config.ema_decay)), []
     for epoch in range(1, config.epochs + 1):
         model.train()
@@ -115,12 +113,6 @@ def learn(model, images, rows, targets, labels, judge, config):
     model.load_state_dict(kept)
     best, maps = epoch_that_counts(history), [row["val_map"] for row in history]
     return {"best_epoch": best, "val_map": maps[best - 1], "val_maps": maps}
-
-
-def _groups(model, decay):
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices, others = ([p for p in trained if (p.ndim > 1) == many] for many in (True, False))
-    return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def count_weights(model):

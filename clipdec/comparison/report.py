@@ -5,7 +5,7 @@ from statistics import fmean, stdev
 
 from clipdec.comparison.statistics import is_difference
 from clipdec.training.config import AS_AUTHOR
-from clipdec.training.report import dashed
+from clipdec.training.report import dashed, table
 
 NAMES = {
     "raw_clip": "raw CLIP, one prompt", "raw_clip_ensemble": "raw CLIP, mean of four prompts",
@@ -46,12 +46,6 @@ COSTS = """\
 Every system has our image tower in place of its own, which is named, so a row says what its head is worth, not what \
 its paper reports. Tower passes are those of an image; their seconds are left out where what they give is kept. \
 NUS-WIDE: mAP as published, where its source could be read."""
-
-
-def table(head, rows):
-    """A Markdown table; the first column is text, the others are numbers."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
 def signed(value):

@@ -5,9 +5,9 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from clipdec.comparison.report import measured, side_by_side, table
+from clipdec.comparison.report import measured, side_by_side
 from clipdec.comparison.runs import TASKS
-from clipdec.training.report import label_table
+from clipdec.training.report import label_table, table
 from clipdec.training.run_folder import read_history, whole
 
 CURVES = {"val_seen_map": "labels in training", "val_held_map": "labels held out"}
@@ -16,9 +16,10 @@ ABOUT = """\
 Figures in percent, of runs with several seeds mean ± standard deviation. {test_images} test images, keep={keep}, \
 {labels_without_positives} labels without a positive left out. The highest mean of a column is in bold."""
 INTERVAL = """\
-mAP minus that of {first}, paired by image and by seed. The interval is the 95 % one of the mean if test images were \
-drawn again (bootstrap, 500 draws), and with several pairs of runs seeds too (Student's t): with one pair it speaks of \
-these weights, not of another training. In bold where it excludes 0: only that is called a difference."""
+mAP minus that of {first}, paired by image, and by seed where both have it. The interval is the 95 % one of the mean \
+if test images were drawn again (bootstrap, 500 draws), and with several pairs of runs seeds too (Student's t): with \
+one pair it speaks of these weights, not of another training. In bold where it excludes 0: only that is called a \
+difference."""
 
 
 def names_of(groups):

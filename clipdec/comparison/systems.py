@@ -121,11 +121,14 @@ def run_all(tasks, jobs, resume):
     threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
         running = [pool.submit(run_system, *task, resume) for task in tasks]
-        for (_, config), run in zip(tasks, running):
-            row, maps = run.result()
-            figures = ", ".join(f"{task} mAP {dashed(row[task].get('map'))}" for task in maps)
-            print(f"{config.path('out_dir').name}: {figures}", flush=True)
-            yield row, maps
+        try:
+            for (_, config), run in zip(tasks, running):
+                row, maps = run.result()
+                figures = ", ".join(f"{task} mAP {dashed(row[task].get('map'))}" for task in maps)
+                print(f"{config.path('out_dir').name}: {figures}", flush=True)
+                yield row, maps
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C those that wait are not begun
 
 
 def run_system(name, config, resume=False):
@@ -150,9 +153,10 @@ def run_system(name, config, resume=False):
 def kept(path, made_of):
     """(metrics, scores [M, L] of test) of a run that ended and was made of the same, or (None, None)."""
     metrics = read_settings(path / "metrics.json") if (path / "metrics.json").is_file() else {}
-    if "scoring_seconds" not in metrics:  # written last
+    found = read_scores(path, "test") if "scoring_seconds" in metrics else None  # metrics.json is written last
+    if found is None:
         return None, None
-    scores, before = read_scores(path, "test")
+    scores, before = found
     if others := changed(before, made_of):
         print(f"{path.name} runs again: it was made with another {others}", flush=True)
         return None, None
@@ -191,19 +195,19 @@ def computed(name, data, config):
     """(scores [M, L] of test, costs) of a method of the field."""
     if name in METHODS:
         return trained_scores(METHODS[name], data, config)
-    began = time.time()
+    began = time.perf_counter()
     scores = FREE[name](data, config)
-    return scores, {"weights": 0, "training_seconds": 0.0, "scoring_seconds": time.time() - began}
+    return scores, {"weights": 0, "training_seconds": 0.0, "scoring_seconds": time.perf_counter() - began}
 
 
 def fitted(name, data, config):
     """(scores [M, L] of test, costs) of a head, after `fit`."""
     best, path = fit(data, config)["best_epoch"], config.path("out_dir")
-    model, history, began = load_run(path)[1].to(config.device), read_history(path), time.time()
+    model, history, began = load_run(path)[1].to(config.device), read_history(path), time.perf_counter()
     scores = split_scores(model, data.test, data, config)
     costs = {"weights": count_weights(model), "training_seconds": sum(row["seconds"] for row in history)}
     maps = [row["val_map"] for row in history]
-    return scores, costs | {"scoring_seconds": time.time() - began, "val_map": maps[best - 1], "val_maps": maps}
+    return scores, costs | {"scoring_seconds": time.perf_counter() - began, "val_map": maps[best - 1], "val_maps": maps}
 
 
 def _keep(path, name, config, made_of, scores, costs, data):
@@ -238,6 +242,7 @@ def command(name, base, word_vectors, seed, settings_file=None, factor=1.0):
         return notebook_command(PROTOCOL | base | with_words(TRAINED[name], word_vectors) | chosen, seed)
     options = ["--systems", name, "--seeds", str(seed + 1), *(["--data", base["data"]] if "data" in base else [])]
     options += ["--config", settings_file] if settings_file else []
+    options += ["--epochs", str(base["epochs"])] if "epochs" in base else []
     options += ["--word-vectors", word_vectors] if name == "conse" else []
     return "python -m clipdec.comparison " + shlex.join([*options, "--out", "runs/again"])
 

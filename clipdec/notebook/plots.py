@@ -168,7 +168,8 @@ def curves(history):
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines = [(0, "l_c", "", "-", "#444444"), (1, "l_clip", "", "-", "#444444")]
-    lines += [(2, "val_seen_map", "seen labels", "-", SEEN), (2, "val_held_map", "held out of training", "--", UNSEEN)]
+    lines += [(2, "val_seen_map", "labels in training", "-", SEEN)]
+    lines += [(2, "val_held_map", "labels held out", "--", UNSEEN)]
     for place, key, name, style, colour in lines:
         if key in history[0]:
             points = [row["epoch"] for row in history], [row[key] for row in history]

@@ -113,8 +113,11 @@ class Predictor:
                 f"there are {len(images)} images and labels of {len(labels)}: give a list of names an image"
             )
         lists = [[each] if isinstance(each, str) else list(each) for each in labels]
+        names = [names] if isinstance(names, str) else names
         names = list(names or {same_name(name): name for each in lists for name in each}.values())
         carried = [set(map(same_name, each)) for each in lists]
+        if odd := set().union(*carried) - set(map(same_name, names)):
+            raise ValueError(f"{min(odd)!r} is carried but not among names: add it there, or leave it out")
         targets = torch.tensor([[same_name(name) in each for name in names] for each in carried])
         pixels = (self.model.tower.preprocess(open_image(image))[None] for image in images)
         scores = torch.cat([self._scores(each, names) for each in pixels] or [torch.empty(0, 0)])

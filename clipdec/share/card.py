@@ -10,7 +10,7 @@ import open_clip
 import timm
 from huggingface_hub import EvalResult, ModelCardData
 
-from clipdec.training.report import dashed
+from clipdec.training.report import dashed, table
 
 TASK = "zero-shot-image-classification"  # the hub has no name for several labels an image
 TAGS = ["clip", "multi-label", "zero-shot", "ml-decoder"]
@@ -27,7 +27,7 @@ def model_card(name, config, metrics, labels, info, licence):
     parts = {
         "": about(config, labels), "How to load it": loading(name, config), "Data": data(config, labels, info),
         "Figures": figures(metrics), "Probabilities": probabilities(metrics), "Towers": towers(config),
-        "Limits": limits(config, metrics), "Licence": licences(config, info, licence),
+        "Limits": limits(config, metrics), "Licence": licences(info, licence),
     }  # fmt: skip
     text = "\n\n".join(f"## {title}\n\n{part}" if title else part for title, part in parts.items())
     front = front_matter(name, config, metrics, licence)
@@ -133,10 +133,10 @@ def figures(metrics):
     f1, protocol = first_f1(metrics), metrics.get("protocol", {})
     columns = [(task, figure) for task in ("zsl", "gzsl") for figure in ("map", f1)] + [("seen", "map")]
     heads = [f"{t.upper() if t != 'seen' else t} {'mAP' if f == 'map' else f.upper()}" for t, f in columns]
-    rows = [["", *heads], ["---", *["---:"] * len(columns)]]
-    for title, report in (("this run", metrics), ("raw CLIP", metrics.get("raw_clip", {}))):
-        rows.append([title, *(dashed(report.get(task, {}).get(figure)) for task, figure in columns)])
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    rows = [
+        [title, *(dashed(report.get(task, {}).get(figure)) for task, figure in columns)]
+        for title, report in (("this run", metrics), ("raw CLIP", metrics.get("raw_clip", {})))
+    ]
     chosen = "test, so these figures flatter" if metrics.get("chosen_by") == "test_map" else "val"
     known = protocol.get("known_pairs")
     notes = f" AP is over the {known:.2g} % of pairs of image and label that are known." if known else ""
@@ -148,7 +148,7 @@ alone, GZSL seen and unseen ones in one list. The epoch ({metrics.get("best_epoc
 {metrics.get("seed")}) was chosen on {chosen}. Raw CLIP is the untouched text tower's CLIP on the whole image, one \
 prompt.{notes}
 
-{table}"""
+{table(["", *heads], rows)}"""
 
 
 def probabilities(metrics):
@@ -199,7 +199,8 @@ def limits(config, metrics):
     return "\n".join(f"- {line}" for line in lines)
 
 
-def licences(config, info, licence):
+def licences(info, licence):
+    """Of what is in the repository, and of what it was made with."""
     weights = "not named by who shared it" if licence == OTHER else f"`{licence}`"
     data = verbatim(info["licence"]) if "licence" in info else UNKNOWN
     text = f"Weights of this repository: {weights}. Data: {data}."

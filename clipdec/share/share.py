@@ -13,6 +13,7 @@ from clipdec.data import load_data
 from clipdec.predictor.predictor import Predictor
 from clipdec.share.card import OTHER, model_card, slug
 from clipdec.training.config import read_settings
+from clipdec.training.run_folder import visible
 from clipdec.training.shared import SHARED, TRAIN, VECTORS, find_run
 
 FILES = ["README.md", *SHARED]
@@ -78,7 +79,7 @@ def check_folder(folder, run):
         raise FileNotFoundError(f"{run} is not a run folder: {TRAIN}")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: give another folder")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = visible(folder)
     if folder.resolve() == run.resolve() or names - {*FILES} or names and "README.md" not in names:
         raise FileExistsError(f"{folder} is not empty, and no shared run: give another folder; nothing was changed")
 

@@ -74,10 +74,10 @@ class TrainingImages:
 
     def time_step(self, trainer, queries):
         """Seconds of a step with its loading: the shorter of two, after one that is slower for being the first."""
-        times = [time.time()]
+        times = [time.perf_counter()]
         for index, inputs in islice(self.epoch(0), 3):
             trainer.rehearse(*self.batch(index, inputs, queries))
-            times.append(time.time())
+            times.append(time.perf_counter())
         return min(b - a for a, b in pairwise(times))
 
 

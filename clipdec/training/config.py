@@ -47,8 +47,8 @@ AS_AUTHOR = {
     "unseen_in_sentences": "a sentence joins all names that the data list for an image, unseen ones too "
     "(helper_functions.py: parse_csv_data); here those of the labels in training",
     "sentence_of_77_characters": "a sentence takes a name only if it has fewer than 77 characters then, in the order "
-    "of the data file (helper_functions.py: parse_csv_data); here it takes all names, in the order of the labels, as "
-    "with this point",
+    "of the data file (helper_functions.py: parse_csv_data); here it takes all names; with this point too they stand "
+    "in the order of the labels",
     "cutout_first": "Cutout comes before RandAugment, its square anywhere, also over the edge, in a random colour "
     "(helper_functions.py: CutoutPIL; train_zsl_nus.py: main); here after it, inside, in the tower's mean",
 }
@@ -160,7 +160,7 @@ class Config:
         """
         known = {f.name for f in fields(cls)}
         plain = str, int, float, bool, list, dict, types.NoneType
-        found = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, plain)}
+        found = {k: v for k, v in namespace.items() if k in known or not k.startswith("_") and isinstance(v, plain)}
         found = without_switches(found)
         for name in found.keys() - known - {"In", "Out"}:
             close = difflib.get_close_matches(name, known, 1)

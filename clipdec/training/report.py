@@ -72,6 +72,12 @@ def result_table(metrics):
     return "\n".join(lines)
 
 
+def table(head, rows):
+    """A Markdown table; the first column is text, the others are numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
 def dashed(value, form=".1f"):
     """A figure as text: a dash for nan or None, which stand for one that does not exist."""
     return "–" if value is None or value != value else format(value, form)

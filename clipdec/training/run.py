@@ -76,7 +76,7 @@ class Run:
     def __init__(self, data, config, folder, on_epoch):
         config = followed(config, data)
         self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
-        self.began = self.saved = time.time()
+        self.began = self.saved = time.perf_counter()
         state = folder.load_state() if config.resume else None
         self.asked, self.held = held_labels(data.labels, config)
         self.queries = label_queries(config, data.labels.names).to(config.device)
@@ -144,7 +144,7 @@ class Run:
             "data": str(config.data), "inputs": self.inputs, "config": config.as_dict(), "seed": config.seed,
             "epochs": position["epoch"],
             "best_epoch": best, "chosen_by": chosen_by, "clip_weight": round(model.clip_weight.item(), 6),
-            "seconds": round(position["seconds"] + time.time() - self.began, 1),
+            "seconds": round(position["seconds"] + time.perf_counter() - self.began, 1),
             "peak_memory_mb": round(peak_memory_mb(config.device)), "processes": rank_and_count()[1],
             "versions": versions(),
         }  # fmt: skip
@@ -183,7 +183,7 @@ class Run:
         position, images = self.position, self.images
         batches = images.epoch(position["epoch"], position["step"])
         options = {"total": images.steps, "initial": position["step"]}
-        began, before = time.time(), position["epoch_seconds"]
+        began, before = time.perf_counter(), position["epoch_seconds"]
         for index, inputs in progress(batches, f"epoch {position['epoch'] + 1}", **options):
             figures = self._step(index, inputs)
             for name, value in figures.items():  # one that overflowed in float16 counts as 0
@@ -191,8 +191,8 @@ class Run:
                 position["sums"][name] += len(index) * (value if math.isfinite(value) else 0.0)
             position["images"] += len(index)
             position["step"] += 1
-            position["epoch_seconds"] = before + time.time() - began
-            due = is_main() and time.time() - self.saved >= 60 * self.config.save_minutes
+            position["epoch_seconds"] = before + time.perf_counter() - began
+            due = is_main() and time.perf_counter() - self.saved >= 60 * self.config.save_minutes
             asked = torch.tensor([interruption.signal is not None, due], dtype=torch.float32)
             stop, due = add_up(asked).tolist()
             if stop:
@@ -222,13 +222,13 @@ class Run:
         means = {name: value / position["images"] for name, value in position["sums"].items()}
         row = {"epoch": position["epoch"] + 1} | means
         row |= {"logit_scale": self.trainer.model.logit_scale.item(), "lr": self.trainer.schedule.get_last_lr()[0]}
-        speed, began = position["images"] / position["epoch_seconds"], time.time()
+        speed, began = position["images"] / position["epoch_seconds"], time.perf_counter()
         row |= {"images_per_s": speed, "memory_mb": peak_memory_mb(config.device)}
         groups = {"val_seen_map": self.asked} | ({"val_held_map": self.held} if len(self.held) else {})
         row |= val_figures(self._precisions(model, self.data.val, groups, self.val_kept))
         if "best_on_test" in config.as_author:
             row |= self._test_maps(model)
-        return row | {"seconds": position["epoch_seconds"] + time.time() - began}
+        return row | {"seconds": position["epoch_seconds"] + time.perf_counter() - began}
 
     def _test_maps(self, average):
         """mAP of the unseen labels on test, the larger of two, and that of the plain weights, which is one of them."""
@@ -280,7 +280,7 @@ class Run:
         return bool(patience and history and len(history) - highest(history, self._criterion())["epoch"] >= patience)
 
     def _save(self):
-        now = time.time()
+        now = time.perf_counter()
         position = self.position | {"seconds": self.position["seconds"] + now - self.began}
         about = {"position": position, "config": self.config.as_dict(), "inputs": self.inputs}
         self.folder.save_state(self.trainer.state() | about)
@@ -291,9 +291,9 @@ class Run:
         images, config, val = self.images, self.config, self.data.val
         step = images.time_step(self.trainer, self.queries[self.asked])
         model, some = self.trainer.average.module, val.select(range(min(64, len(val))))
-        kept, began = encoded(model, some, self.data, config), time.time()
+        kept, began = encoded(model, some, self.data, config), time.perf_counter()
         predict(model, some, self.queries[self.asked], kept, num_workers=config.num_workers)
-        per_image = (time.time() - began) / max(1, len(some))
+        per_image = (time.perf_counter() - began) / max(1, len(some))
         epochs = config.epochs - self.position["epoch"]
         evaluated = epochs * len(val) + len(self.data.test)
         seconds = step * (epochs * images.steps - self.position["step"]) + per_image * evaluated

@@ -39,8 +39,10 @@ def whole(path):
         os.replace(aside, path)
         with suppress(OSError):  # Windows opens no folder
             folder = os.open(Path(path).parent, os.O_RDONLY)
-            os.fsync(folder)  # the new name, too
-            os.close(folder)
+            try:
+                os.fsync(folder)  # the new name, too
+            finally:
+                os.close(folder)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -101,12 +103,17 @@ class InUse(RuntimeError):
     """Another run writes to the folder."""
 
 
+def visible(folder):
+    """Names of what a folder holds, but for hidden files, such as those that macOS leaves; none where there is none."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
+
+
 def check_out_dir(path):
     """Raises FileExistsError if a folder holds anything and is not that of a run: what is in it is not ours to change.
     """
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"out_dir {path} is a file: give another out_dir")
-    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    names = visible(path)
     with suppress(OSError, ValueError):
         if "dataset_dict.json" not in names and {"preset", "out_dir"} <= read_settings(path / "config.json").keys():
             return

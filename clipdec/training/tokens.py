@@ -45,7 +45,8 @@ class Store:
             for name, (shape, dtype) in wanted.items():
                 path, aside = folder / f"{name}.npy", folder / f"{name}.partial"
                 if not path.is_file():
-                    np.lib.format.open_memmap(aside, "w+", dtype, (count, *shape))  # takes no room until it is filled
+                    # filled later, and most disks give it room only then
+                    np.lib.format.open_memmap(aside, "w+", dtype, (count, *shape))
                     os.replace(aside, path)
 
     def array(self, name):
@@ -126,6 +127,14 @@ def _can_write(folder):
 def encode_split(tower, split, data, config):
     """`encode_images` of a data set's split, kept in its token folder."""
     return encode_images(tower, split, token_folder(data), num_workers=config.num_workers, device=config.device)
+
+
+def kept_tokens(tower, split, data, config):
+    """`encode_split` where tokens are needed. Raises ValueError if there is no room for them."""
+    tokens, vectors = encode_split(tower, split, data, config)
+    if tokens is None:
+        raise ValueError(f"there is no room for the tokens of {split.name}: make room on the disk, or in memory")
+    return tokens, vectors
 
 
 def encoded(model, split, data, config):

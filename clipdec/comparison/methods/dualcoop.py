@@ -73,7 +73,7 @@ def text_tower(config):
     model = load_clip(config.text_tower).model
     if not hasattr(model, "token_embedding"):
         raise ValueError(f"the text tower of {config.text_tower} takes no learned context: give another text_tower")
-    text = deepcopy(model).requires_grad_(False)
+    text = deepcopy(model).cpu().requires_grad_(False)
     del text.visual
     return text
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from clipdec.comparison.methods.raw_clip import looks
+from clipdec.comparison.methods.raw_clip import joined, looks
 from clipdec.comparison.methods.value_path import value_patches
 from clipdec.training.scores import clip_text, clip_vectors
 
@@ -31,7 +31,7 @@ def piaa_scores(data, config):
         classify = lambda x, weight=weight, bias=bias: (GAUSSIAN * (x @ weight.T + bias)).softmax(-1)
         label, probability, _ = name_all(train, classify)
         kept = (probability >= sure(probability, label, len(text))[label]).nonzero().flatten()
-    best = torch.cat([classify(part).amax(1) for part in patches(data.test)])  # [M, L]
+    best = joined((classify(part).amax(1) for part in patches(data.test)), data)  # [M, L]
     whole = (WHOLE * clip_vectors(data, config, data.test) @ text.T).softmax(-1)
     return 0.9 * (LAST * best.double()).softmax(-1) + 0.1 * whole
 

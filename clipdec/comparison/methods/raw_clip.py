@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from clipdec.towers import ImageTower, load_clip
 from clipdec.training.scores import clip_text, raw_clip_scores
-from clipdec.training.tokens import encode_split
+from clipdec.training.tokens import encode_split, kept_tokens
 
 PROMPTS = ("{}", "a photo of {}", "a picture of {}", "an image with {}")
 ensemble_scores = partial(raw_clip_scores, prompts=PROMPTS)  # the mean of PROMPTS in place of the run's prompt, [M, L]
@@ -47,8 +47,11 @@ def look_cosines(data, config, prompts):
 
 def looks(split, data, config):
     """Global vectors, of length 1, of the whole image and of the run's n windows, [64, 1 + n, D] at a time."""
-    tokens, vectors = encode_split(ImageTower(config.text_tower, windows=config.windows), split, data, config)
-    parts = tokens.split(64) if config.windows else (part[:, None] for part in vectors.split(64))
+    tower = ImageTower(config.text_tower, windows=config.windows)
+    if config.windows:
+        parts = kept_tokens(tower, split, data, config)[0].split(64)
+    else:
+        parts = (part[:, None] for part in encode_split(tower, split, data, config)[1].split(64))
     return (F.normalize(part.float(), dim=-1) for part in parts)
 
 
@@ -63,7 +66,7 @@ def patch_scores(data, config):
     if projection is None:
         raise ValueError(f"the image tower of {config.text_tower} has no projection that its patches could go through")
     text = clip_text(data.labels, config, (config.prompt,))
-    tokens, _ = encode_split(tower, data.test, data, config)
+    tokens, _ = kept_tokens(tower, data.test, data, config)
     patches = (F.normalize(part.float() @ projection, dim=-1) for part in tokens.split(64))  # each [64, N, D]
     return joined(((part @ text.T).amax(1) for part in patches), data)
 

@@ -1,8 +1,6 @@
 """SPARC's normalisation (Miller et al., CVPR 2025): scores of untouched CLIP made comparable over images and labels."""
 
-import torch
-
-from clipdec.comparison.methods.raw_clip import PROMPTS, look_cosines
+from clipdec.comparison.methods.raw_clip import PROMPTS, joined, look_cosines
 
 
 def sparc_scores(data, config):
@@ -13,4 +11,5 @@ def sparc_scores(data, config):
     is an image in the first step, and the highest z-score of a label counts.
     """
     standard = lambda scores, dim: (scores - scores.mean(dim, keepdim=True)) / scores.std(dim, keepdim=True)
-    return standard(torch.cat([standard(part, -1).amax(1) for part in look_cosines(data, config, PROMPTS)]), 0)
+    looks = look_cosines(data, config, PROMPTS)
+    return standard(joined((standard(part, -1).amax(1) for part in looks), data), 0)
