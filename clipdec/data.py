@@ -83,16 +83,18 @@ class Data:
         return found.hexdigest()[:16]
 
 
+def find_data(name_or_folder):
+    """The folder of a data set: `emoji`, or a path, of which a relative one starts here, or else in HOME."""
+    folder = DATA / name_or_folder if str(name_or_folder) in PREPARE else Path(name_or_folder).expanduser()
+    return folder if folder.is_dir() else HOME / folder
+
+
 def load_data(name_or_folder="emoji"):
-    """The Data of a prepared data set: `emoji`, or a folder that a script of data_prep wrote (a relative path starts in
-    the working directory, or else in HOME).
+    """The Data of a prepared data set, in the folder that `find_data` gives and a script of data_prep wrote.
 
     Raises: FileNotFoundError if the folder is missing or not prepared, ValueError if its labels contradict each other.
     """
-    known = PREPARE.get(str(name_or_folder))
-    folder = DATA / name_or_folder if known else Path(name_or_folder).expanduser()
-    if not folder.is_dir():
-        folder = HOME / folder
+    folder, known = find_data(name_or_folder), PREPARE.get(str(name_or_folder))
     remedy = f"run `{known} --out {folder}`" if known else "prepare it with data_prep, or give another folder"
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no data folder {folder}: {remedy}")

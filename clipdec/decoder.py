@@ -156,8 +156,7 @@ class MatchingDecoder(MLDecoder):
         return torch.linalg.vecdot(x, output) + self.output.bias  # [B, L]
 
 
-# github.com/Alibaba-MIIL/ML_Decoder, src_files/ml_decoder/ml_decoder.py: its names, and ours
-REFERENCE = {
+REFERENCE = {  # github.com/Alibaba-MIIL/ML_Decoder, src_files/ml_decoder/ml_decoder.py: its names, and ours
     "embed_standart": "token_proj", "wordvec_proj": "query_proj", "query_embed.weight": "query_embed",
     "duplicate_pooling_bias": "output.bias", "duplicate_pooling": "output.weight",
     "layers.0.norm": "norm", "layers.0.linear": "linear", "layers.0.multihead_attn.out_proj": "attention_out",

@@ -15,8 +15,7 @@ with suppress(ImportError):  # the extra `heic`
     pillow_heif.register_heif_opener()
 
 Image.init()
-# not EPS, which runs a program
-FORMATS = "JPEG PNG WEBP AVIF GIF BMP TIFF JPEG2000 PPM HEIF".split()
+FORMATS = "JPEG PNG WEBP AVIF GIF BMP TIFF JPEG2000 PPM HEIF".split()  # not EPS, which runs a program
 MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # of a JPEG's segments; the others belong to its compressed data
 HEIC = re.compile(rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
 

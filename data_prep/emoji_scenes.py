@@ -230,8 +230,6 @@ def prepare(out, seed=0, sizes=SPLITS, workers=2, most=MOST, shown=0.0):
     Does nothing if `out` already holds the same scenes; raises FileExistsError if it is something else. Returns `out`.
     """
     out = Path(out).expanduser()
-    for name in concepts()[3]:
-        glyph(name)  # kept, so that forked workers need not draw it again
     items = {split: [(f"{split}-{i:05}.png", split, i) for i in range(n)] for split, n in sizes.items()}
     info, make = description(seed, dict(sizes), most), partial(_row, seed=seed, most=most, shown=shown)
     if shown:

@@ -108,7 +108,7 @@ def main():
         refuse_repeated(splits)
         print(f"{'':28}{'here':>12}{'complete':>12}")
         for name, count in counts(splits, seen, unseen).items():
-            print(f"{name:28}{count:12,.6g}{EXPECTED[name]:12,.6g}")
+            print(f"{name:28}{count:12,.7g}{EXPECTED[name]:12,.7g}")
         licence = "for research; each image under the terms of its Flickr page"
         terms = {"source": "NUS-WIDE (Chua et al., CIVR 2009), 925/81", "licence": licence}
         photos.prepare(args, splits, seen, unseen, root=args.root, **terms)

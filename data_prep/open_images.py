@@ -153,7 +153,7 @@ def main():
             raise ValueError(f"{len(twice)} images are in train and in test, such as {min(twice)}: {remedy}")
         print(f"{'':28}{'here':>12}{'complete':>12}")
         for name, count in counts(labels, train, test).items():
-            print(f"{name:28}{count:12,.6g}{EXPECTED[name]:12,.6g}")
+            print(f"{name:28}{count:12,.7g}{EXPECTED[name]:12,.7g}")
         rows = {"train": train, "test": test}
         splits = {split: [(f"{split}/{i}.jpg", *each) for i, each in images.items()] for split, images in rows.items()}
         licence = "annotations CC BY 4.0 (Google); each image under the terms of its Flickr page"

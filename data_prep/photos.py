@@ -63,12 +63,7 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
     if not train or not test:
         found = f"{len(train)} train images carry a seen label and there are {len(test)} test images"
         raise ValueError(f"{found}: both are needed")
-    n = min(max(1, round(args.val * len(train))), len(train) - 1) if args.val else 0
-    if args.val and not n:
-        raise ValueError("only one train image carries a seen label, and val needs one: give --val 0, or more images")
-    held = set(range(len(train) - n, len(train)) if load else random.Random(args.seed).sample(range(len(train)), n))
-    plan = {"train": [row for i, row in enumerate(train) if i not in held], "val": [train[i] for i in sorted(held)]}
-    plan["test"] = test
+    plan = with_val(train, args.val, args.seed, at_end=bool(load)) | {"test": test}
     unused = len(shown) - len(train)
     showing = [(name, labels) for name, labels, *_ in shown if labels and min(labels) < len(seen) <= max(labels)]
     untold = f"{len(showing)} of the used ones also show an unseen label, which training is not told"
@@ -80,13 +75,22 @@ def prepare(args, splits, seen, unseen, *, source, licence, root=None, load=None
     info |= {"train_without_seen_label": unused, "train_showing_unseen": len(showing), "missing": len(missing)}
     if args.keep_unseen:
         stored = (lambda name: f"train {name}") if load else (lambda name: PurePosixPath(name).as_posix())
-        names = {stored(name): [unseen[i - len(seen)] for i in labels if i >= len(seen)] for name, labels in showing}
-        info["unseen_in_train"] = names  # read by clipdec/training/sentences.py
+        named = {stored(name): [unseen[i - len(seen)] for i in labels if i >= len(seen)] for name, labels in showing}
+        info["unseen_in_train"] = named  # read by clipdec/training/sentences.py
     info["records"] = hashlib.sha256(repr((items, sizes)).encode()).hexdigest()  # which images with which labels
     make = partial(make_row, size=args.size)
     features = ABSENT if len(test[0]) == 3 else FEATURES
     rest = {"load": load, "left_out": missing, "max_missing": args.max_missing, "features": features}
     return write(args.out, info, items, make, args.workers, **rest)
+
+
+def with_val(train, share, seed, at_end):
+    """{"train": rows, "val": rows}: a share of the rows of train, drawn or from their end, is val."""
+    n = min(max(1, round(share * len(train))), len(train) - 1) if share else 0
+    if share and not n:
+        raise ValueError("only one train image carries a seen label, and val needs one: give --val 0, or more images")
+    held = set(range(len(train) - n, len(train)) if at_end else random.Random(seed).sample(range(len(train)), n))
+    return {"train": [row for i, row in enumerate(train) if i not in held], "val": [train[i] for i in sorted(held)]}
 
 
 def _find(plan, root):

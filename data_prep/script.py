@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 path = os.path.expanduser  # the type of every path: a shell leaves the ~ of --out=~/data as it is
 
@@ -40,7 +41,8 @@ def parser(doc, out=None, kind="folder"):
     """An ArgumentParser with the option --out; its description is the first paragraph of a script's docstring."""
     if hasattr(sys.stdout, "reconfigure"):  # not every console or pipe has every character of a name
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = argparse.ArgumentParser(description=doc.split("\n\n")[0], formatter_class=Help)
+    prog = f"python -m data_prep.{Path(sys.argv[0]).stem}"
+    options = argparse.ArgumentParser(prog, description=doc.split("\n\n")[0], formatter_class=Help)
     options.add_argument("--out", type=path, default=out, required=out is None, help=f"{kind} to write")
     return options
 

@@ -148,3 +148,14 @@ def test_heic_is_opened_or_named(monkeypatch):
 def test_pictures_and_names_need_no_torch():
     code = "import sys, clipdec.images, clipdec.labels as l; l.LabelSpace([], ['a']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "AVIF", "JPEG2000", "PPM"])
+def test_photos_of_cameras_and_other_formats_are_opened(kind):
+    """Many cameras write restart markers into a JPEG."""
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    photo = Image.effect_noise((80, 64), 20).convert("RGB")
+    data = file(photo, kind, **{"restart_marker_rows": 1} if kind == "JPEG" else {})
+    assert kind != "JPEG" or b"\xff\xd0" in data
+    assert np.abs(np.subtract(open_image(data), photo, dtype=float)).mean() < 10

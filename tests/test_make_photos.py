@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from helpers import ROOT
 from safetensors.torch import save_file
 
 from clipdec.comparison import beside_clip
+from clipdec.comparison.methods.raw_clip import window_scores
 from clipdec.data import load_data
 from clipdec.labels import read_names
+from clipdec.metrics import zsl_report
 from clipdec.training.build import load_run
 from data_prep.names import SPLITS
 
@@ -123,3 +126,16 @@ def test_data_that_are_others_by_now_are_an_error(tiny_run, tmp_path):
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(SystemExit, match="error: .*metrics.json"):
         beside_clip.main([str(tmp_path)])
+
+
+def test_clip_beside_a_run_looks_at_the_windows_and_at_what_is_known(tiny, tiny_run, monkeypatch):
+    (folder, _), known = tiny_run, tiny.test.targets | (torch.rand(tiny.test.targets.shape) < 0.3)
+    config = load_run(folder)[0]
+    for data in (tiny, replace(tiny, test=replace(tiny.test, known=known))):
+        vars(data)["fingerprint"] = tiny.fingerprint
+        monkeypatch.setattr(beside_clip, "load_data", lambda _, data=data: data)
+        _, whole, windows, _ = beside_clip.beside_clip(folder, [0, 4])
+        for (_, passes, report), looks in ((whole, 0), (windows, 4)):
+            scores = window_scores(data, replace(config, windows=looks))
+            assert report == zsl_report(scores, data.test.targets, data.labels, known=data.test.known), passes
+        assert whole[2]["zsl"] != windows[2]["zsl"]

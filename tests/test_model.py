@@ -99,3 +99,16 @@ def test_a_frozen_tower_is_left_out_when_saving_and_stays_in_evaluation_mode(tmp
     other = CLIPDecoder(ImageTower("mini"), torch.ones(1, 4), 4, embed_dim=16)
     load_model(other, str(tmp_path / "x.safetensors"))
     assert_equal(other.state_dict(), model.state_dict())
+
+
+def test_sizes_and_scale_are_the_papers():
+    references = encode_labels(TRAINED)
+    paper = CLIPDecoder(ImageTower("mini"), references, 8)
+    assert paper.decoder.linear1.out_features == 2048 and paper.decoder.output.in_features == 768
+    assert paper.image_proj.out_features == paper.text_proj.out_features == 512
+    assert paper.logit_scale.item() == pytest.approx(1 / 0.07)
+    paper.log_scale.data.fill_(9.0)
+    assert paper.logit_scale == 100  # as CLIP's
+    for head in ("linear", "matching", "residual"):  # relative to what the labels in training share
+        made = CLIPDecoder(ImageTower("mini"), references, 8, 16, head=head)
+        torch.testing.assert_close(made.decoder.query_mean, references.mean(0))

@@ -12,6 +12,7 @@ from clipdec.comparison.statistics import difference, resampled_maps
 from clipdec.data import load_data
 from clipdec.training.config import Config, read_settings
 from clipdec.training.run_folder import read_scores
+from clipdec.training.shared import find_run
 
 TASKS = "zsl", "gzsl", "seen"
 
@@ -32,7 +33,7 @@ class KeptRun(NamedTuple):
 
 def read_run(folder):
     """The KeptRun of a folder. Raises FileNotFoundError if it is no run, or one that keeps no figures or scores."""
-    folder = Path(folder).expanduser()
+    folder = find_run(folder)
     config, kept, path = Config.load(folder), read_scores(folder, "test"), folder / "metrics.json"
     metrics = read_settings(path) if path.is_file() else {}
     if kept is None or not {*TASKS, "protocol"} <= metrics.keys():

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from clipdec.metrics import NAN, check
+from clipdec.metrics import check
 
 DRAWS = 250  # samples of the images that are looked at together: what they take of memory stays the same
 
@@ -35,7 +35,7 @@ def difference(ours, others, tasks=("zsl", "gzsl"), of_these_weights=False):
 def _map(row, task):
     """A row's mAP, nan in place of the None that stands for it in JSON."""
     value = row[task].get("map")
-    return NAN if value is None else value
+    return torch.nan if value is None else value
 
 
 def interval(each, draws):
@@ -52,7 +52,7 @@ def interval(each, draws):
     """
     seeds, images = len(each), _moves(draws)
     if seeds < 2 or not len(images):
-        return [NAN, NAN]
+        return [torch.nan, torch.nan]
     normal = torch.randn(seeds, len(images), 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     student = normal[0] / normal[1:].square().mean(0).sqrt()  # [R, 200], S - 1 degrees of freedom
     return _middle(each.mean() + images[:, None] + each.std() / math.sqrt(seeds) * student)
@@ -63,7 +63,7 @@ def image_interval(each, draws):
     weights, not of those of another seed. Arguments as of `interval`; nan where no sample has a positive.
     """
     images = _moves(draws)
-    return _middle(each.mean() + images) if len(images) else [NAN, NAN]
+    return _middle(each.mean() + images) if len(images) else [torch.nan, torch.nan]
 
 
 def _moves(draws):
@@ -102,7 +102,7 @@ def resampled_ap(scores, targets, weights, known=None):
     """
     scores, targets = check(scores, targets if known is None else targets & known)
     blocks = [block.T.float().contiguous() for block in weights.split(DRAWS)]  # [M, 250], exact below 2 ** 24
-    ap = torch.full((scores.shape[1], len(weights)), NAN, dtype=torch.float64)
+    ap = torch.full((scores.shape[1], len(weights)), torch.nan, dtype=torch.float64)
     for label in targets.any(0).nonzero().flatten().tolist():
         column, positive = scores[:, label].contiguous(), targets[:, label].nonzero().flatten()
         values, above = column[positive].unique().flip(0), column.argsort(descending=True)

@@ -4,7 +4,7 @@ import torch
 
 from clipdec.calibration import log_odds
 from clipdec.labels import clean_name, same_name
-from clipdec.metrics import NAN, average_precision, precision_recall_f1
+from clipdec.metrics import average_precision, precision_recall_f1
 
 WORST, FEW = 50, 5  # labels in the list of the worst; images below which AP is mostly chance
 
@@ -87,5 +87,5 @@ def set_figures(predicted, targets):
 
     Args: predicted, targets, bool [M, L]. nan: P where nothing is predicted, R where nothing is true, F1 where both."""
     hits, guesses, positives = (x.sum().item() for x in (predicted & targets, predicted, targets))
-    f1 = 2 * hits / (guesses + positives) if guesses + positives else NAN
-    return hits / guesses if guesses else NAN, hits / positives if positives else NAN, f1
+    f1 = 2 * hits / (guesses + positives) if guesses + positives else torch.nan
+    return hits / guesses if guesses else torch.nan, hits / positives if positives else torch.nan, f1

@@ -2,12 +2,13 @@
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
 
+from tqdm import tqdm
+
 from clipdec.labels import clean_name, read_names, same_name
-from clipdec.predictor.photos import TagsFile, found, sidecar, write_sidecar
+from clipdec.predictor.photos import TagsFile, found, write_sidecar
 from clipdec.predictor.predictor import Predictor
 from clipdec.training.inputs import digest
 from clipdec.training.processes import progress
@@ -25,14 +26,20 @@ def answer_table(predictor, answer):
     """Labels with their probabilities as text; a tick marks those that are predicted."""
     width = max(len(name) for name, _ in answer)
     ticks = ["✓" if p >= predictor.threshold else " " for _, p in answer]
-    rows = zip(ticks, answer)
-    return "\n".join(f"  {tick} {name:{width}}  {p:.3f}  {predictor.labels.kind(name)}" for tick, (name, p) in rows)
+    rows = (f"  {tick} {name:{width}}  {p:<8.3g}  {kind_of(predictor, name)}" for tick, (name, p) in zip(ticks, answer))
+    return "\n".join(map(str.rstrip, rows))
+
+
+def kind_of(predictor, name):
+    """"seen", "unseen" or "new"; "" for untouched CLIP, which was trained on no label."""
+    return predictor.labels.kind(name) if predictor.labels.seen else ""
 
 
 def print_json(predictor, answers):
     """The same as JSON; how many there were."""
-    row = lambda name, p: {"label": name, "probability": round(p, 6), "predicted": p >= predictor.threshold}
-    rows = lambda answer: [row(name, p) | {"kind": predictor.labels.kind(name)} for name, p in answer]
+    row = lambda name, p: {"label": name, "probability": float(f"{p:.6g}"), "predicted": p >= predictor.threshold}
+    kind = lambda name: {"kind": kind_of(predictor, name)} if predictor.labels.seen else {}
+    rows = lambda answer: [row(name, p) | kind(name) for name, p in answer]
     records = [{"image": photo, "labels": rows(answer)} for photo, answer in answers]
     print(json.dumps(records, indent=1))  # ASCII, whatever a pipe of Windows takes
     return len(records)
@@ -42,7 +49,7 @@ def ask(predictor, photos, labels, top_k):
     """Yield (photo, answer) as they come; a photo that cannot be read becomes a line on stderr."""
     for photo, answer in progress(predictor.stream(photos, labels, top_k), "photos", total=len(photos)):
         if isinstance(answer, ValueError):
-            print(f"error: {answer}", file=sys.stderr)
+            tqdm.write(f"error: {answer}", file=sys.stderr)  # above the bar
         else:
             yield photo, answer
 
@@ -60,8 +67,7 @@ def check_tags(predictor, labels, top_k):
 
 def question(predictor, labels, top_k):
     """A short text, another one for another model, other labels or another way to choose among them."""
-    asked = [labels, top_k, asdict(predictor.calibration), predictor.config.decisive()]
-    return digest(json.dumps(asked), predictor.model.state_dict())
+    return digest(json.dumps([labels, top_k, asdict(predictor.calibration)]), predictor.identity())
 
 
 def tag(predictor, photos, labels, args):
@@ -70,16 +76,17 @@ def tag(predictor, photos, labels, args):
     known = {photo: tags for photo in photos if kept and (tags := kept.tags(photo)) is not None}
     if known:
         print(f"{args.csv} has {len(known)} of the photos already")
-    missing = [photo for photo in known if args.write_xmp and not os.path.exists(sidecar(photo))]
-    count = len(known) - sum(not has_sidecar(photo, known[photo]) for photo in missing)
+    lacking = [photo for photo, names in known.items() if args.write_xmp and not has_sidecar(photo, names)]
+    count, empty = len(known) - len(lacking), sum(not known[photo] for photo in known.keys() - lacking)
     for photo, answer in ask(predictor, [photo for photo in photos if photo not in known], labels, args.top_k):
         tags = answer if args.top_k else [(name, p) for name, p in answer if p >= predictor.threshold]
         if args.write_xmp and not has_sidecar(photo, [name for name, _ in tags]):
             continue
         if kept:
             kept.add(photo, tags)  # last: what stands there is done
-        count += 1
-    print(f"{count} of {len(photos)} photos have their tags")
+        count, empty = count + 1, empty + (not tags)
+    few = f"; {empty} of them have none, no label reached {predictor.threshold:.3g} (--base-rate, or --top-k)"
+    print(f"{count} of {len(photos)} photos have their tags{few if empty else ''}")
     return count
 
 
@@ -88,7 +95,7 @@ def has_sidecar(photo, names):
     try:
         write_sidecar(photo, names)
     except OSError as error:
-        print(f"error: {photo} gets no tags: {error}", file=sys.stderr)
+        tqdm.write(f"error: {photo} gets no tags: {error}", file=sys.stderr)
         return False
     return True
 
@@ -120,7 +127,7 @@ def main(arguments=None):
     args = parsed(arguments)
     try:
         labels, photos = listed(args.labels), found(args.photos)
-        predictor = Predictor.load(args.run_folder, args.base_rate, args.device)
+        predictor = Predictor.load(args.run_folder, args.base_rate, args.device, calibration=args.calibration)
         predictor.vectors(labels or predictor.labels.names)
         if args.csv or args.write_xmp:
             asked = labels or predictor.labels.names
@@ -150,6 +157,7 @@ def parsed(arguments):
     parser.add_argument("--labels", nargs="+", help="names, or @FILE of names; by default those of the run")
     parser.add_argument("--top-k", type=int, help=top_k)
     parser.add_argument("--base-rate", type=float, help=base_rate)
+    parser.add_argument("--calibration", help="a file of Predictor.save_calibration, in place of the run's own")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or mps on a Mac")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--csv", help="write the tags to this file, a line a photo; goes on where it was stopped")

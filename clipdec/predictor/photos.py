@@ -85,7 +85,7 @@ class TagsFile:
 
     def add(self, photo, tags):
         """tags: [(label, probability)]"""
-        cells = [photo, ";".join(name for name, _ in tags), ";".join(f"{p:.4f}" for _, p in tags), self.asked]
+        cells = [photo, ";".join(name for name, _ in tags), ";".join(f"{p:.4g}" for _, p in tags), self.asked]
         with open(self.path, "a", newline="", **TEXT) as file:
             csv.writer(file, lineterminator="\n").writerow(cells)
 

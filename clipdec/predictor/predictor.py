@@ -4,8 +4,9 @@ import json
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from clipdec.labels import LabelSpace, same_name
 from clipdec.predictor.raw_clip import REMEDY, UNCALIBRATED, RawClip, is_clip, vocabulary
 from clipdec.towers import UNIT, encode_labels
 from clipdec.training.build import label_queries, load_run, read_labels
-from clipdec.training.config import Config
+from clipdec.training.config import Config, read_settings
+from clipdec.training.inputs import digest
+from clipdec.training.run_folder import whole
 from clipdec.training.shared import find_run
 
 BATCH = 32  # images, or windows of them, that the model looks at at a time
@@ -42,7 +45,7 @@ class Predictor:
         self._vectors = {}
 
     @classmethod
-    def load(cls, run_folder, base_rate=None, device="auto", revision=None):
+    def load(cls, run_folder, base_rate=None, device="auto", revision=None, calibration=None):
         """Open a run folder that `fit` wrote: its checkpoint.safetensors, config.json, labels.json and metrics.json.
         The name of a CLIP in its place is opened by `from_clip`, another text such as "user/name" is a run that was
         shared on the Hugging Face hub.
@@ -52,16 +55,28 @@ class Predictor:
                 the seen labels on val (`calibration.base_rate`).
             device: auto (a GPU of CUDA if there is one, else the processor), cpu, cuda, or mps on a Mac.
             revision: branch, tag or commit of a shared run; "user/name@revision" says it too.
+            calibration: a file of `save_calibration`, in place of the run's own.
         Raises: FileNotFoundError or ValueError if one of the files is missing or does not fit; ValueError for a base
             rate where probabilities are not calibrated.
         """
         if is_clip(run_folder):
-            if base_rate is not None:
+            if base_rate is not None and not calibration:
                 raise ValueError(f"base_rate is for calibrated probabilities, and {UNCALIBRATED}: leave it out")
             if revision is not None:
                 raise ValueError(f"revision is for a run on the hub, and {run_folder} is a CLIP: leave it out")
-            return cls.from_clip(run_folder, device=device)
-        folder = find_run(run_folder, revision)
+            predictor = cls.from_clip(run_folder, device=device)
+        else:
+            predictor = cls._of_run(find_run(run_folder, revision), run_folder, device)
+        if calibration:
+            predictor.load_calibration(calibration)
+        if base_rate is not None:
+            if note := predictor.calibration.note:
+                raise ValueError(f"base_rate is for calibrated probabilities, but {note}: leave it out")
+            predictor.calibration = predictor.calibration.at(base_rate)
+        return predictor
+
+    @classmethod
+    def _of_run(cls, folder, name, device):
         config, model = load_run(folder)
         config = replace(config, device=device)
         try:
@@ -69,11 +84,7 @@ class Predictor:
             labels, calibration = read_labels(folder), Calibration(**metrics["calibration"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"is not finished, or of another version ({error}): go on with it, resume True"
-            raise FileNotFoundError(f"the run in {run_folder} {remedy}") from None
-        if base_rate is not None:
-            if calibration.note:
-                raise ValueError(f"base_rate is for calibrated probabilities, but {calibration.note}: leave it out")
-            calibration = calibration.at(base_rate)
+            raise FileNotFoundError(f"the run in {name} {remedy}") from None
         return cls(model.to(config.device), config, labels, calibration)
 
     @classmethod
@@ -126,6 +137,28 @@ class Predictor:
             note = calibration.note.replace("val", "what was given")
             raise ValueError(f"{note}: give more images, with and without the labels")
         self.calibration = calibration
+
+    def save_calibration(self, path):
+        """Write `calibration` to a JSON file, for `load` with the same model and `--calibration` of the command.
+
+        Raises ValueError if there is none.
+        """
+        if self.calibration.note:
+            raise ValueError(f"there is no calibration to keep: {self.calibration.note}")
+        kept = {"model": self.identity()} | asdict(self.calibration)
+        with whole(Path(path).expanduser()) as aside:
+            aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
+
+    def load_calibration(self, path):
+        """Take the calibration of a file. Raises FileNotFoundError, or ValueError if it is none, or another model's."""
+        kept = read_settings(path)
+        if kept.pop("model", None) != self.identity():
+            raise ValueError(f"{path} holds no calibration of this model, its settings and labels: calibrate it anew")
+        self.calibration = Calibration(**kept)
+
+    def identity(self):
+        """A short text, another one for other weights or settings."""
+        return digest(json.dumps(self.config.decisive()), self.model.state_dict())
 
     @property
     def threshold(self):
@@ -207,6 +240,8 @@ class Predictor:
         yield from ((image, each if isinstance(each, ImageError) else next(found)) for image, each in part)
 
     def _answers(self, log_odds, labels, top_k):
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
         answers = []
         for odds in log_odds.double():  # single ones round to 1 from 17 on
             order = odds.argsort(descending=True, stable=True)[:top_k].tolist()

@@ -12,7 +12,7 @@ from clipdec.towers import ImageTower, load_clip
 
 VOCABULARY = Path(__file__).with_name("vocabulary.txt")  # the names of COCO and NUS-WIDE
 UNCALIBRATED = "untouched CLIP knows no probabilities: only the order of labels counts, and none is predicted"
-REMEDY = "calibrate the predictor on some photos of yours"
+REMEDY = "calibrate the predictor on some photos of yours (docs/using.md)"
 
 
 def vocabulary():

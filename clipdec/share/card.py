@@ -11,6 +11,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCardData
 
 from clipdec.training.report import dashed, table
+from clipdec.training.scores import held_labels
 
 TASK = "zero-shot-image-classification"  # the hub has no name for several labels an image
 TAGS = ["clip", "multi-label", "zero-shot", "ml-decoder"]
@@ -82,11 +83,12 @@ def base_models(config):
 def about(config, labels):
     addresses = importlib.metadata.metadata("clipdec").get_all("Project-URL") or []
     clipdec = f"[clipdec]({addresses[0].split(', ')[1]})" if addresses else "clipdec"
+    trained, held = map(len, held_labels(labels, config))
     return f"""\
 A CLIP-Decoder (Ali and Khan, ICCV 2023 Workshops, arXiv 2406.14830) trained with {clipdec}. It says which of any \
 labels are in an image, each label's vector looking for itself in the image's tokens. The head (`head` {config.head}) \
-was trained with {len(labels.seen):,} seen labels; zero-shot figures are of {len(labels.unseen):,} unseen ones. All \
-settings are in `config.json`, all figures in `metrics.json`."""
+was trained with {trained:,} of {trained + held:,} seen labels; zero-shot figures are of {len(labels.unseen):,} \
+unseen ones. All settings are in `config.json`, all figures in `metrics.json`."""
 
 
 def loading(name, config):

@@ -5,22 +5,24 @@ import sys
 from dataclasses import fields
 
 from clipdec.data import load_data
-from clipdec.training.config import AS_AUTHOR, Config, read_settings
+from clipdec.training.config import AS_AUTHOR, PRESETS, Config, read_settings
 from clipdec.training.processes import is_main
 from clipdec.training.report import result_table
 from clipdec.training.run import fit
 from clipdec.training.run_folder import InUse
 
 EXAMPLES = """examples:
-  python -m clipdec.training --config run.json                                # one process
-  accelerate launch --num_processes 2 -m clipdec.training --config run.json   # several, one for each GPU
+  python -m clipdec.training --config run.json                                            # one process
+  accelerate launch --multi_gpu --num_processes 2 -m clipdec.training --config run.json   # several, one for each GPU
 
 run.json holds a preset and any of these settings, {"preset": "clip", "epochs": 20}:
 """
 
 
 def main(arguments=None):
-    settings = "\n".join(f"  {setting.name:26}{setting.metadata['help']}" for setting in fields(Config))
+    default = lambda setting: setting.default if setting.default is not None else PRESETS["mini"].get(setting.name)
+    about = lambda setting: f"{setting.metadata['help']} (default {default(setting)!r})"
+    settings = "\n".join(f"  {setting.name:26}{about(setting)}" for setting in fields(Config))
     points = "\n".join(f"  {name:26}{meaning}" for name, meaning in AS_AUTHOR.items())
     parser = argparse.ArgumentParser(
         prog="python -m clipdec.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,15 +19,22 @@ from clipdec.training.inputs import changed, inputs_of
 from clipdec.training.shared import TRAIN, find_run
 
 
+def _file(config, name):
+    """The file that a setting names, or None. Raises FileNotFoundError if it is not there."""
+    path = config.path(name)
+    if path and not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}, which {name} names: give the path of one, or leave it out")
+    return path
+
+
 def image_tower(config):
-    weights = config.path("image_weights")
-    return ImageTower(config.image_tower, weights, config.image_weights_by_order, config.windows)
+    return ImageTower(config.image_tower, _file(config, "image_weights"), config.image_weights_by_order, config.windows)
 
 
 def label_queries(config, names):
     """The vectors [L, D] that a run asks with, of length 1: its text tower's, or those of its label_embeddings file."""
     if config.label_embeddings:
-        return F.normalize(load_label_embeddings(config.path("label_embeddings"), names), dim=-1)
+        return F.normalize(load_label_embeddings(_file(config, "label_embeddings"), names), dim=-1)
     return encode_labels(names, config.text_tower, config.prompt)
 
 

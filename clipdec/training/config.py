@@ -176,7 +176,7 @@ class Config:
         """
         path = Path(run_folder).expanduser() / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{run_folder} is not a run folder (it has no config.json): {TRAIN}")
+            raise FileNotFoundError(f"{path.parent.absolute()} is not a run folder (it has no config.json): {TRAIN}")
         settings = without_switches(read_settings(path))
         if unknown := sorted(settings.keys() - {f.name for f in fields(cls)}):
             remedy = "it is of another version: update clipdec"

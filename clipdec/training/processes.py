@@ -18,7 +18,7 @@ def launch(count, cpu, work, *arguments):
 
     Raises: ValueError where no process can be forked, as from one that has used a GPU.
     """
-    remedy = f"use `accelerate launch --num_processes {count} -m clipdec.training --config run.json`"
+    remedy = f"use `accelerate launch --multi_gpu --num_processes {count} -m clipdec.training --config run.json`"
     if "fork" not in multiprocessing.get_all_start_methods():
         raise ValueError(f"processes {count}: this system cannot fork the processes that train together: {remedy}")
     if not cpu and torch.cuda.is_initialized() and torch.cuda.device_count() > 1:

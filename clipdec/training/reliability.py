@@ -5,8 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from clipdec.metrics import NAN
-
 ROWS = 512  # images that are looked at together
 
 
@@ -38,7 +36,7 @@ def log_loss_skill(probabilities, targets):
     """
     rate = targets.double().mean().item()
     if not 0 < rate < 1:
-        return NAN
+        return torch.nan
     pairs = zip(probabilities.split(ROWS), targets.split(ROWS))
     loss = sum(F.binary_cross_entropy(p, t.to(p.dtype), reduction="sum").item() for p, t in pairs) / targets.numel()
     return 100 * (1 - loss / -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate)))

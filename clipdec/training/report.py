@@ -66,6 +66,8 @@ def result_table(metrics):
         lines.append(f"{images}, {without}; {protocol['unseen_with_twin']} unseen labels have a seen twin")
         if known := protocol.get("known_pairs"):
             lines.append(f"AP over {known:.2g} % of all pairs of image and label, the others are not known")
+    if metrics.get("chosen_by") == "test_map":
+        lines.append("the epoch was chosen on test, so these figures flatter")
     note = metrics.get("calibration", {}).get("note")
     lines += [note] if note else []
     lines += [f"left out: {part} ({reason})" for part, reason in metrics.get("left_out", {}).items()]

@@ -4,10 +4,12 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_model
 
+from clipdec.data import find_data
 from clipdec.metrics import average_precision
 from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.author import followed
@@ -24,6 +26,7 @@ from clipdec.training.run_folder import RunFolder, full_disk_explained
 from clipdec.training.scores import choose_clip_weight, evaluate, held_labels, predict, split_scores
 from clipdec.training.tokens import encoded
 
+FEW = 5  # names of labels that are printed
 UNPRINTED = {"val_map", "val_error", "grad_norm", "logit_scale", "lr", "memory_mb"}  # history.csv has them
 
 
@@ -74,6 +77,8 @@ class Run:
     """What `fit` does, in its order: `run` trains epoch after epoch and evaluates the best."""
 
     def __init__(self, data, config, folder, on_epoch):
+        if find_data(config.data).resolve() != data.folder.resolve():
+            config = replace(config, data=str(data.folder))  # what is written down is what was trained on
         config = followed(config, data)
         self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
         self.began = self.saved = time.perf_counter()
@@ -144,6 +149,7 @@ class Run:
             "data": str(config.data), "inputs": self.inputs, "config": config.as_dict(), "seed": config.seed,
             "epochs": position["epoch"],
             "best_epoch": best, "chosen_by": chosen_by, "clip_weight": round(model.clip_weight.item(), 6),
+            "held_out": self._held_names(),
             "seconds": round(position["seconds"] + time.perf_counter() - self.began, 1),
             "peak_memory_mb": round(peak_memory_mb(config.device)), "processes": rank_and_count()[1],
             "versions": versions(),
@@ -286,6 +292,15 @@ class Run:
         self.folder.save_state(self.trainer.state() | about)
         self.saved = now
 
+    def _say_what_is_held_out(self):
+        if names := self._held_names():
+            carriers = self.data.val.targets[:, self.held].any(1).sum()
+            which = f"{', '.join(names[:FEW])}{', ...' if len(names) > FEW else ''}"
+            print(f"held out of the training, to choose by: {len(names)} labels ({which}), in {carriers} images of val")
+
+    def _held_names(self):
+        return [self.data.labels.names[i] for i in self.held]
+
     def _announce(self):
         """Time a first step, thrown away, and say how long the run will take and how much memory."""
         images, config, val = self.images, self.config, self.data.val
@@ -302,3 +317,4 @@ class Run:
             steps = f"{epochs} epochs of {images.steps} steps, {step * 1000:.0f} ms each"
             memory = f"memory about {(peak_memory_mb(config.device) + adams) / 1000:.1f} GB"
             print(f"{steps}, and {evaluated} images to evaluate: about {duration(seconds)}; {memory}", flush=True)
+            self._say_what_is_held_out()

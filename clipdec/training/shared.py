@@ -5,6 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from clipdec.data import at_home
+
 VECTORS = "label_vectors.npz"  # label vectors that came from a file, beside the config.json of a shared run
 SHARED = ["checkpoint.safetensors", "config.json", "labels.json", "metrics.json", VECTORS]
 ON_HUB = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(.+))?")  # user/name, user/name@revision
@@ -12,20 +14,22 @@ HERE = "runs/"  # where runs are written: what begins so is never asked of the h
 TRAIN = "train one with notebooks/04_train.ipynb"
 
 
-def find_run(run, revision=None, start=""):
+def find_run(run, revision=None, start=None):
     """The folder of a run.
 
     Args:
         run: a folder that is there, or below `runs/`; else a text such as "user/name" or "user/name@revision", a
             repository of the Hugging Face hub. Of that the files SHARED are downloaded where the cache lacks them.
         revision: branch, tag or commit of the repository, by default its main branch.
-        start: where a relative path begins, by default the working directory.
+        start: where a relative path begins; by default the working directory, or HOME if it is not there.
 
     Returns: its path. One that can be no repository is given back even if nothing is there.
     Raises: FileNotFoundError, in both readings of the text, if the hub gives no such repository; ValueError for a
         revision of a folder.
     """
-    folder = Path(start) / Path(run).expanduser()
+    folder = Path(start or "") / Path(run).expanduser()
+    if start is None and not folder.is_dir() and at_home(run).is_dir():
+        folder = at_home(run)
     name = ON_HUB.fullmatch(run) if isinstance(run, str) else None
     if folder.is_dir() or not name or run.startswith(HERE):
         if revision:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -149,6 +150,28 @@ def test_resume_runs_again_what_was_made_of_something_else(
         before = after
 
 
+def test_scores_that_were_removed_are_computed_again(table, no_processes, tmp_path, monkeypatch):
+    folder, arguments, rows = table
+    runs = shutil.copytree(folder / "runs", tmp_path / "runs")
+    monkeypatch.setattr(command_line, "RUNS", runs)
+    (runs / "small/raw_clip-0/scores.npz").unlink()
+    main([*arguments, "--systems", "raw_clip", "--out", f"{tmp_path}/small", "--resume"])
+    again = json.loads((tmp_path / "small.json").read_text())
+    assert [row["zsl"] for row in again] == [row["zsl"] for row in rows if row["system"] == "raw_clip"]
+
+
+def test_an_error_ends_a_comparison_at_once(small, tmp_path, monkeypatch, no_processes):
+    begun = []
+    def run(name, config, resume):
+        begun.append(name)
+        time.sleep(0.1)
+        raise OSError("the disk is full")
+    monkeypatch.setattr(systems, "run_system", run)
+    with pytest.raises(OSError, match="the disk is full"):
+        [*systems.run_all([(i, None) for i in range(9)], 1, False)]
+    assert 0 in begun and len(begun) <= 2  # a second may have begun before the error of the first was read
+
+
 def test_the_report_quotes_the_rows(table):
     text = (table[0] / "small.md").read_text()
     for each in ([row for row in table[2] if row["system"] == name] for name in SOME):
@@ -257,8 +280,25 @@ def test_settings_are_those_of_config():
     command = "--systems conse --seeds 2 --data 'my data' --word-vectors words.npz --out runs/again"
     assert systems.command("conse", {"data": "my data"}, words, 1) == f"python -m clipdec.comparison {command}"
     assert "--config run.json --out" in systems.command("raw_clip", {}, words, 0, "run.json")
+    assert "--epochs 3 --out" in systems.command("mkt", {"epochs": 3}, words, 0)
     command = "notebooks/04_train.ipynb out.ipynb -p prompt 'a {}' -p alpha 0.0 -p seed 3 -p out_dir runs/again"
     assert systems.notebook_command({"prompt": "a {}", "alpha": 0.0}, 3) == f"papermill {command}"
+
+
+@pytest.mark.parametrize("base", [{}, {"preset": "clip", "alpha": 0.2, "label_embeddings": "glove.npz"}])
+def test_a_row_is_named_after_what_was_run(base, tmp_path):
+    """And equal settings share a run, whatever those of the other rows are."""
+    made = {
+        key: ablations._config(base, changes, 0, tmp_path)
+        for key, settings in ablations.ABLATIONS.items()
+        for key, changes in {(key, name): changes for name, changes in settings.items()}.items()
+    }
+    assert all(made["decoder width", f"{width}"].embed_dim == width for width in (48, 96, 192))
+    assert made["seen labels in training", "95 %"].hold_out == 0.05 and made["alpha / beta", "1"].alpha == 1
+    assert made["label vectors", "CLIP"].label_embeddings is None and made["head", "residual"].head == "residual"
+    own = Config(**base | {"out_dir": f"{tmp_path}/0"})
+    assert {config.out_dir for config in made.values() if config.decisive() == own.decisive()} <= {own.out_dir}
+    assert sum(config.out_dir == own.out_dir for config in made.values()) > 2
 
 
 def test_without_a_clip_only_what_is_trained_runs(capsys):
@@ -275,6 +315,12 @@ def test_options_are_checked_first(capsys):
         with pytest.raises(SystemExit):
             main(options.split())
         assert message in capsys.readouterr().err
+
+
+def test_a_misspelt_setting_is_said(tmp_path):
+    (tmp_path / "run.json").write_text('{"epoch": 3}')
+    with pytest.raises(SystemExit, match="unknown parameter 'epoch': did you mean 'epochs'"):
+        main(["--config", f"{tmp_path}/run.json", "--systems", "raw_clip", "--out", f"{tmp_path}/x"])
 
 
 def test_scenes_of_one_object(tmp_path):

@@ -1,5 +1,6 @@
 """The training-free methods against computations of their own; the trained ones: test_methods_trained.py."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import open_clip
@@ -11,6 +12,7 @@ from clipdec.comparison.methods import piaa, raw_clip, value_path
 from clipdec.comparison.methods.sparc import sparc_scores
 from clipdec.metrics import zsl_report
 from clipdec.towers import MINI
+from clipdec.training import tokens
 from clipdec.training.scores import raw_clip_scores
 
 COLUMNS, IMAGES = [0, 500, 1005], [0, 59]
@@ -40,6 +42,16 @@ def test_an_ensemble_asks_with_the_mean_of_its_prompts(tiny, settings, tmp_path,
     text = torch.stack([clip.text(prompt) for prompt in raw_clip.PROMPTS]).mean(0)
     close(scores[IMAGES][:, COLUMNS], clip.images @ F.normalize(text, dim=-1).T)
     assert not torch.allclose(scores, raw_clip_scores(tiny, settings(tmp_path)), atol=1e-3)
+
+
+@pytest.mark.parametrize("scores", [raw_clip.window_scores, raw_clip.softmax_scores, sparc_scores])
+def test_no_image_is_no_score_and_no_room_is_said(tiny, settings, tmp_path, monkeypatch, scores):
+    config = settings(tmp_path, windows=4)
+    assert scores(replace(tiny, test=tiny.test.select([])), config).shape == (0, 1006)
+    monkeypatch.setattr(tokens, "_has_room", lambda *_: False)
+    alone = replace(tiny, folder=tmp_path)  # where nothing is kept yet
+    with pytest.raises(ValueError, match="no room for the tokens of test: make room"):
+        scores(alone, config)
 
 
 def test_softmax_keeps_the_order_within_an_image_and_compares_images(tiny, settings, tmp_path, clip):

@@ -21,8 +21,9 @@ from clipdec.comparison.methods.per_patch import PerPatch
 from clipdec.comparison.methods.ranking import ranking_loss, ranknet_loss
 from clipdec.comparison.methods.recover_and_match import RecoverAndMatch, mmc_loss, sinkhorn
 from clipdec.comparison.methods.sdl import SDL
-from clipdec.comparison.protocol import Sizes, learn, scores_of, trained_scores
+from clipdec.comparison.protocol import Images, Sizes, learn, scores_of, trained_scores
 from clipdec.metrics import average_precision
+from clipdec.towers import ImageTower
 
 NAMES = ["dog face", "pizza", "key", "castle", "guitar", "tiger", "rainbow", "bus", "banana", "violin", "cat", "clock"]
 ONE_PASS = {name: method for name, method in METHODS.items() if not budget(name)}
@@ -245,3 +246,13 @@ def test_the_protocol_chooses_by_val_and_takes_its_seed(tiny, settings, tmp_path
 def test_methods_of_one_clip_say_what_they_need():
     with pytest.raises(ValueError, match="give image_tower and text_tower one CLIP"):
         MKT(Sizes(192, 128, 300, None, Config(device="cpu")))
+
+
+def test_methods_get_tokens_and_vectors_of_one_length(tiny, settings, tmp_path):
+    tower = ImageTower("mini")
+    tokens, vectors = Images(tower, tiny.val, tiny, settings(tmp_path)).batch(torch.tensor([3, 29]))
+    for i, image in enumerate((3, 29)):
+        with torch.no_grad():
+            token, vector = tower(tower.preprocess(tiny.val.image(image))[None])
+        close(tokens[i], token[0] / token[0].norm(dim=-1, keepdim=True) * 192**0.5, rtol=0, atol=2e-2)
+        close(vectors[i], vector[0] / vector[0].norm(), rtol=0, atol=1e-4)

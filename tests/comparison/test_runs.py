@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,12 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from clipdec.comparison.__main__ import _arguments, main
+from clipdec.comparison.protocol import val_maps
 from clipdec.comparison.report import span
 from clipdec.comparison.runs import by_settings, check_alike, data_of, differences, paired, read_run
-from clipdec.comparison.runs_report import draw_group, names_of
+from clipdec.comparison.runs_report import draw_group, names_of, write_label_ap
 from clipdec.comparison.statistics import bootstrap_weights, image_interval, interval, resampled_maps
+from clipdec.metrics import average_precision
 from clipdec.training.run_folder import read_history, read_scores, write_scores
 
 TASKS = "zsl", "gzsl", "seen"
@@ -219,3 +222,19 @@ def test_folders_of_one_name_are_told_apart(folder, tmp_path):
 def test_without_runs_the_command_is_as_it_was():
     args = _arguments(["--word-vectors", "x.npz", "--systems", "conse", "best", "--seeds", "2"])
     assert args.runs == [] and args.systems == ["conse", "best"] and args.out is None
+
+
+def test_what_is_not_known_counts_in_no_figure_of_a_comparison(tiny, runs, tmp_path):
+    known = tiny.test.targets | (torch.rand(tiny.test.targets.shape) < 0.3)
+    data = replace(tiny, test=replace(tiny.test, known=known), val=replace(tiny.test, known=known))
+    scores, cells = runs[0].scores, zip(runs[0].scores.T.numpy(), tiny.test.targets.T.numpy(), known.T.numpy())
+    ap = torch.tensor([100 * average_precision_score(t[k], s[k]) if t.any() else np.nan for s, t, k in cells])
+    index, none = torch.arange(len(ap)), torch.arange(0)
+    assert val_maps(scores, data.val, index, none)["val_map"] == pytest.approx(ap.nanmean().item())
+    write_label_ap(tmp_path / "ap.csv", [[runs[0]]], data)
+    with open(tmp_path / "ap.csv", newline="", encoding="utf8") as file:
+        assert [float(row["ap b-1"]) for row in csv.DictReader(file)] == pytest.approx(ap.tolist(), nan_ok=True)
+    drawn = torch.from_numpy(np.repeat(np.arange(60), bootstrap_weights(60)[7].numpy()))
+    again = average_precision(scores[drawn], tiny.test.targets[drawn], known=known[drawn])
+    maps = resampled_maps(scores, data.test, data.labels)
+    assert maps["gzsl"][7].item() == pytest.approx(100 * again.nanmean().item())

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from samples import run
 
 from clipdec import load_data
 from clipdec.training.sentences import unseen_shown
@@ -48,3 +49,13 @@ def test_places_are_those_of_the_objects_drawn(monkeypatch):
             assert np.array_equal(mask, (image == (*name.encode()[:2], len(name))).all(-1))
         hidden += sum(mask.sum() for mask in found.values()) < 0.9 * len(found) * max(map(np.sum, found.values()))
     assert hidden
+
+
+def test_the_command_draws_what_its_options_say(tmp_path):
+    sizes = [part for split, n in {"train": 9, "val": 2, "test": 3}.items() for part in (f"--{split}", n)]
+    run(emoji_scenes, "--out", tmp_path / "x", "--workers", 1, "--seed", 4, "--objects", 1, "--shown", 0.5, *sizes)
+    data = load_data(tmp_path / "x")
+    assert [len(split) for split in (data.train, data.val, data.test)] == [9, 2, 3]
+    assert (data.info["seed"], data.info["most_objects"], data.info["shown"]) == (4, 1, 0.5)
+    assert data.test.targets.sum(1).eq(1).all() and 0 < len(data.info["unseen_in_train"]) < 9
+    assert np.array_equal(data.test.image(2), emoji_scenes.scene(4, "test", 2, most=1)["image"])

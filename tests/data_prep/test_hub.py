@@ -360,3 +360,16 @@ def test_two_names_of_one_split_are_refused(script, tmp_path):
     message = "are both 'validation': test would be what was trained on"
     refused(message, tmp_path / "out", script, folder, "--train-split", "val", "--test-split", "validation")
     assert len(script(folder, "--test-split", "val").test) == 5
+
+
+def test_configuration_and_revision_are_those_asked_for(script, tmp_path, monkeypatch):
+    folder, asked, load = str(parquet(tmp_path)), {}, datasets.load_dataset
+
+    def found(name, config, **options):
+        asked.update(options, name=name, config=config)
+        return load(folder, streaming=True)
+
+    monkeypatch.setattr(hub.datasets, "load_dataset", found)
+    data = script("user/set", "--config", "2017", "--revision", "v1")
+    assert asked == {"name": "user/set", "config": "2017", "revision": "v1", "streaming": True}
+    assert data.info["source"] == "user/set v1"

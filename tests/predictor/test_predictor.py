@@ -188,6 +188,12 @@ def test_a_run_that_is_not_finished(tiny_run, tmp_path, name):
         Predictor.load(tmp_path)
 
 
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_no_label_at_all_cannot_be_asked_for(predictor, tiny, top_k):
+    with pytest.raises(ValueError, match=f"top_k must be at least 1, got {top_k}"):
+        predictor(tiny.test.image(0), top_k=top_k)
+
+
 def test_the_command_prints_a_table(predictor, tiny, tiny_run, tmp_path):
     photo, kinds = tmp_path / "photo.jpg", {"dog face": "seen", "pizza": "unseen", "<b>new</b>": "new"}
     tiny.test.image(0).save(photo)
@@ -196,7 +202,7 @@ def test_the_command_prints_a_table(predictor, tiny, tiny_run, tmp_path):
     head, *rows, foot = done.stdout.splitlines()
     assert head == str(photo) and f"{predictor.threshold:.3f}" in foot and "Warning" not in done.stderr
     for row, (name, p) in zip(rows, predictor(photo, list(kinds)), strict=True):
-        assert row.split("✓")[-1].split() == [*name.split(), f"{p:.3f}", kinds[name]]
+        assert row.split("✓")[-1].split() == [*name.split(), f"{p:.3g}", kinds[name]]
         assert ("✓" in row) == (p >= predictor.threshold)
 
 
@@ -254,3 +260,8 @@ def test_the_command_says_what_is_wrong(tiny_run, tmp_path, capsys):
     assert "device must be auto, cpu, or" in run(capsys, tiny_run[0], "x.png", "--device", "tpu")[0]
     code, printed = run(capsys, tiny_run[0], "x.png", "--top-k", "-1")
     assert code == 2 and "--top-k must be at least 1, got -1" in printed.err
+
+
+def test_probabilities_next_to_1_keep_their_order(predictor):
+    [answer] = predictor._answers(torch.tensor([[18.0, 25.0, 20.0]]), ["a", "b", "c"], None)
+    assert [name for name, _ in answer] == ["b", "c", "a"] and 1 > answer[0][1] > answer[1][1] > answer[2][1]

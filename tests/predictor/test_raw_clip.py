@@ -81,6 +81,8 @@ def test_what_cannot_calibrate_is_an_error_that_changes_nothing(predictor, tiny)
         predictor.calibrate([image], [["key"]])
     with pytest.raises(ValueError, match="holds no image"):
         predictor.calibrate([], [])
+    with pytest.raises(ValueError, match="'pizza' is carried but not among names"):
+        predictor.calibrate([image, image], [["key"], ["Pizza"]], names="key")
     with pytest.raises(ValueError, match="gone.jpg cannot be read"):
         predictor.calibrate([image, "gone.jpg"], ["key", []])
     assert predictor.calibration == before
@@ -118,3 +120,38 @@ def test_a_clip_in_the_place_of_a_run_folder(tiny, tmp_path, capsys):
     assert math.isclose(
         dict(loaded(tiny.test.image(0)))["zebra"], dict(loaded(tiny.test.image(0), ["zebra"]))["zebra"], rel_tol=1e-4
     )
+
+
+def test_a_calibration_is_kept_for_the_same_model(tiny, tmp_path, capsys):
+    """And the command then predicts; another number of looks, an empty file and what was not calibrated are refused."""
+    predictor, path, photo = Predictor.from_clip("mini", device="cpu"), tmp_path / "own.json", str(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="no calibration to keep: untouched CLIP knows no probabilities"):
+        predictor.save_calibration(path)
+    images = [tiny.test.image(i) for i in range(20)]
+    predictor.calibrate(images, [[tiny.labels.names[j] for j in row.nonzero()] for row in tiny.test.targets[:20]])
+    predictor.save_calibration(path)
+    assert Predictor.load("mini", device="cpu", calibration=path).calibration == predictor.calibration
+    rarer = Predictor.load("mini", 0.01, "cpu", calibration=path).calibration
+    assert rarer == predictor.calibration.at(0.01)
+    with pytest.raises(ValueError, match="holds no calibration of this model"):
+        Predictor.from_clip("mini", windows=4, device="cpu").load_calibration(path)
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no calibration of this model"):
+        predictor.load_calibration(tmp_path / "empty.json")
+    images[0].save(photo)
+    expected = [name for name, p in predictor(photo) if p >= predictor.threshold]
+    with pytest.raises(SystemExit) as ended:
+        main(["mini", photo, "--calibration", str(path), "--csv", str(tmp_path / "t.csv"), "--device", "cpu"])
+    assert not ended.value.code and (tmp_path / "t.csv").read_text().splitlines()[1].split(",")[1] == ";".join(expected)
+    assert expected
+
+
+def test_labels_of_a_clip_are_neither_seen_nor_unseen(tiny, tmp_path, capsys):
+    tiny.test.image(0).save(tmp_path / "x.png")
+    for option in ([], ["--json"]):
+        with pytest.raises(SystemExit):
+            main(["mini", str(tmp_path / "x.png"), "--labels", "cat", "zeppelin", "--device", "cpu", *option])
+    table, _, records = capsys.readouterr().out.partition("[")
+    assert not {"seen", "unseen", "new"} & set(table.split()) and "kind" not in records
+    scores = [float(line.split()[-1]) for line in table.splitlines()[1:3]]
+    assert scores == sorted(scores, reverse=True) and min(scores) > 0  # small ones do not all look alike

@@ -112,6 +112,22 @@ def test_tags_are_read_whole_from_where_they_were_written(tiny_run, photos, monk
     assert dict(read_table("t.csv", "photos")) == read
 
 
+def test_photos_that_get_no_label_are_counted(tiny_run, photos, capsys):
+    tagged(tiny_run[0], photos, "--labels", "zeppelin", "--base-rate", "0.0001")
+    assert "2 of 3 photos have their tags; 2 of them have none, no label reached" in capsys.readouterr().out
+    (photos.parent / "tags.csv").unlink()
+    tagged(tiny_run[0], photos, "--labels", "zeppelin", "--top-k", "1")
+    assert "of them have none" not in capsys.readouterr().out
+
+
+def test_tags_that_were_corrected_come_to_the_side_cars(tiny_run, photos):
+    _, rows = tagged(tiny_run[0], photos, "--top-k", "1", "--write-xmp")
+    table = photos.parent / "tags.csv"
+    table.write_text(table.read_text("utf-8").replace(f"a.png,{rows[0]['labels']},", "a.png,my own,"), "utf-8")
+    tagged(tiny_run[0], photos, "--top-k", "1", "--write-xmp")
+    assert [e.text for e in ET.parse(photos / "a.png.xmp").iter() if e.tag.endswith("li")] == 2 * ["my own"]
+
+
 @pytest.mark.parametrize("text", ["image,labels\na.png,dog\n", "name,age\nann,3\nbob,4", "no table"])
 def test_a_csv_of_something_else_stays_as_it_is(tiny_run, photos, text):
     table = photos.parent / "tags.csv"
@@ -226,3 +242,15 @@ def test_a_stream_opens_no_more_than_it_needs(tiny_run, tiny):
         and isinstance(error, ImageError)
     )
     assert len(taken) == 2 * module.BATCH
+
+
+def test_a_side_car_that_lacks_beside_a_csv_is_no_success(tiny_run, photos, capsys, monkeypatch):
+    photo = str(photos / "a.png")
+    command = [str(tiny_run[0]), photo, "--csv", str(photos.parent / "t.csv"), "--top-k", "1", "--device", "cpu"]
+    with pytest.raises(SystemExit) as first:
+        main(command)
+    monkeypatch.setattr("clipdec.predictor.__main__.write_sidecar", lambda *_: os.mkdir("/"))  # an OSError
+    with pytest.raises(SystemExit) as second:
+        main([*command, "--write-xmp"])
+    assert (first.value.code, second.value.code) == (0, 1)
+    assert "0 of 1 photos have their tags" in capsys.readouterr().out

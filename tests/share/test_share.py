@@ -20,7 +20,7 @@ from clipdec import Config, LabelSpace, Predictor, load_run
 from clipdec.share import share as sharing
 from clipdec.share.__main__ import main
 from clipdec.share.card import base_models, model_card, towers
-from clipdec.share.share import about_data, check_towers, share, write_shared
+from clipdec.share.share import about_data, check_towers, share, shared_metrics, write_shared
 from clipdec.training.shared import SHARED, VECTORS
 
 NAME, LABELS = "user/tiny-head", ["pizza", "dog face", "key"]
@@ -164,7 +164,7 @@ def test_weights_of_a_tower_that_are_a_file_are_named(train, tiny, tmp_path, els
     assert f"needs a file that is not here, the weights of its image tower: `{path.name}`, SHA-256 `{sha}`" in card
     assert "base_model" not in front(card) and str(tmp_path) not in card
     elsewhere(folder)
-    with pytest.raises(ValueError, match=f"image_weights .*home.{path.name} does not fit"):  # it is not there
+    with pytest.raises(FileNotFoundError, match=f"there is no file .*home.{path.name}, which image_weights names"):
         Predictor.load(NAME)
     (tmp_path / "home").mkdir()
     shutil.copy(path, tmp_path / "home")
@@ -242,7 +242,9 @@ def test_what_is_sent_is_what_a_dry_run_writes(tiny_run, tmp_path, hub, capsys):
 
 def test_folders_that_are_not_written_to(tiny_run, shared, tmp_path):
     copy, before = shutil.copytree(shared[0], tmp_path / "copy"), files(shared[0])
+    (copy / ".DS_Store").write_text("")  # macOS leaves it where a folder was looked at
     write_shared(tiny_run[0], copy, NAME, "cc-by-sa-4.0")  # over itself
+    (copy / ".DS_Store").unlink()
     assert files(copy) == before
     (copy / "notes.txt").write_text("mine")
     for folder in (copy, tiny_run[0], copy / "notes.txt"):
@@ -269,3 +271,22 @@ def test_runs_that_cannot_be_shared(tiny_run, hub, tmp_path):
     with pytest.raises(SystemExit):
         main([str(tiny_run[0]), NAME, "--out", str(tmp_path / "x")])
     assert not hub and not (tmp_path / "x").exists()
+
+
+def test_of_an_error_its_kind_goes_and_not_its_text():
+    metrics = {"data": "/home/me/mine", "left_out": {"raw_clip": "OSError: [Errno 28] /home/me/full"}}
+    found = shared_metrics(metrics, {"data": "mine"})
+    assert found == {"data": "mine", "config": {"data": "mine"}, "left_out": {"raw_clip": "OSError"}}
+
+
+def test_the_card_says_of_probabilities_and_limits_what_metrics_json_says(tiny_run):
+    config, metrics = load_run(tiny_run[0])[0], tiny_run[1]
+    gaps = {"seen": {"gap": 1.0, "gap_from_0.1": 23.0}, "unseen": {"gap": 2.0, "gap_from_0.1": 45.0}}
+    calibration = metrics["calibration"] | {"base_rate": 0.034, "threshold": 0.217}
+    about = metrics | {"reliability": gaps, "calibration": calibration, "best_epoch": 7, "epochs": 9, "seed": 3}
+    about |= {"zsl_without_twins": {"map": 12.34}}
+    card = model_card(NAME, config, about, LabelSpace(["a"], ["b"]), {}, "mit")
+    said = ["in 3.4 % of its images", "threshold`, 0.217, is", "23 points for seen labels, 45 points for unseen labels"]
+    said += ["The epoch (7 of 9, seed 3)", "27 unseen labels have a seen one", "without them ZSL mAP is 12.3"]
+    said += ["5 % of the seen labels were kept out of the training"]
+    assert [text for text in said if text not in card] == []

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from helpers import spy
 from safetensors.torch import save_file
 
 from clipdec import CLIPDecoder, Config, alignment_loss
@@ -16,6 +17,7 @@ from clipdec.training import accelerated
 from clipdec.training.accelerated import AcceleratedTrainer, precision
 from clipdec.training.batches import parts
 from clipdec.training.build import build_loss, build_model, recompute_activations
+from clipdec.training.fast import Faster
 
 B, L, D, S = 12, 30, 8, 6
 named_gradients = lambda model: {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -235,3 +237,14 @@ def test_adam_adds_the_decay_to_the_gradient_of_the_sum(settings, batch):
         moved = [p - q for p, q in zip(other.model.parameters(), start.parameters())]
         apart = [p - q for p, q in zip(other.model.parameters(), mine.model.parameters())]
         assert sum(a.norm() for a in apart) < 0.02 * sum(m.norm() for m in moved), optimiser
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_costs_time_or_memory_is_done_where_it_is_asked_for(settings, monkeypatch, asked):
+    """Neither changes a figure, so no figure tells."""
+    config = settings("unused", train_image_tower=True, checkpoint_tower=asked, compile=asked)
+    model = build_model(config, torch.zeros(1, D))
+    assert model.tower.trunk.transformer.grad_checkpointing == asked and isinstance(model.decoder, Faster)
+    compiled = spy(monkeypatch, CLIPDecoder, "compile")
+    AcceleratedTrainer(model, config, 10)
+    assert len(compiled) == asked

@@ -282,3 +282,11 @@ def test_words_without_a_text_tower_are_no_sentences(tiny, settings):
     assert not {"trained_sentence_tower", "sentence_of_77_characters"} & set(followed(vectors, tiny).as_author)
     named = followed(replace(vectors, sentence_tower="mini"), tiny).as_author
     assert {"trained_sentence_tower", "sentence_of_77_characters"} <= set(named)
+
+
+def test_otherwise_randaugment_comes_first_and_cutout_last(monkeypatch):
+    monkeypatch.setattr(v2.RandAugment, "forward", lambda self, image: Image.new("RGB", image.size, (1, 2, 3)))
+    preprocess = ImageTower("mini").preprocess
+    found = pixels.augmented(preprocess)(Image.new("RGB", (50, 40), "white"))
+    expected, cut = preprocess(Image.new("RGB", (50, 40), (1, 2, 3))), (found == 0).all(0)
+    assert cut.sum() == 64 * 64 and torch.equal(found[:, ~cut], expected[:, ~cut])

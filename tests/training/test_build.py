@@ -1,12 +1,17 @@
 """Label vectors from files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from helpers import timm_file
 
 from clipdec import Config
-from clipdec.training.build import label_queries
+from clipdec.towers import ImageTower
+from clipdec.training.build import image_tower, label_queries
 from clipdec.training.embeddings import load_label_embeddings
+from clipdec.training.inputs import tower_key
 
 
 def test_embeddings_come_in_the_order_asked_for(tmp_path):
@@ -42,3 +47,13 @@ def test_files_that_are_no_embeddings(tmp_path):
         with pytest.raises(ValueError, match=f"label_embeddings .*{path.name}"):
             load_label_embeddings(path, ["a"])
     assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_with_other_names_are_matched_by_order_where_it_is_set(tmp_path):
+    model, path = timm_file("test_resnet", tmp_path)
+    torch.save({f"layer{i:03}": v for i, v in enumerate(model.state_dict().values())}, tmp_path / "renamed.pth")
+    config = Config(image_tower="timm:test_resnet", image_weights=str(tmp_path / "renamed.pth"))
+    with pytest.raises(ValueError, match="set image_weights_by_order"):
+        image_tower(config)
+    found = image_tower(replace(config, image_weights_by_order=True))
+    assert tower_key(found) == tower_key(ImageTower("timm:test_resnet", path))

@@ -5,6 +5,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipdec import Config
@@ -88,7 +89,7 @@ def test_the_paper_preset_is_the_setting_of_the_authors_code():
         "image_tower": "timm:tresnet_m.miil_in21k", "text_tower": "open_clip:ViT-B-32/openai", "embed_dim": 768,
         "sentence_tower": "open_clip:RN50/openai", "prompt": "a photo of {}", "train_image_tower": True, "lr": 1e-4,
         "alpha": 1.0, "beta": 1.0, "optimiser": "adam", "weight_decay": 1e-2, "dropout": 0.1, "label_samples": 0,
-        "epochs": 40, "batch_size": 56, "amp": True, "ema_decay": 0.9997, "augment": True,
+        "epochs": 40, "batch_size": 56, "amp": True, "ema_decay": 0.9997, "augment": True, "head": "ml_decoder",
     }  # fmt: skip
     assert config.as_dict() | expected == config.as_dict()
     assert all(Config(preset=preset).as_author == [] for preset in PRESETS)
@@ -111,6 +112,8 @@ def test_from_parameters_takes_the_known_names():
     ({"image_tover": 3, "lr": 1e-3}, "unknown parameter 'image_tover': did you mean 'image_tower'"),
     ({"zzzz": None}, "unknown parameter 'zzzz': known are accumulate, .*weight_samples"),
     ({"epochs": 0}, "^epochs must be at least 1, got 0"),
+    ({"out_dir": Path("runs/mine")}, r"out_dir must be a text, got (Posix|Windows)Path\('runs/mine'\)"),
+    ({"lr": np.float64(1e-3), "epochs": np.int64(3)}, "must be a (whole )?number, got np"),
 ])  # fmt: skip
 def test_wrong_parameters(parameters, message):
     with pytest.raises(ValueError, match=message):

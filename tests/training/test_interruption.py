@@ -3,21 +3,27 @@
 import errno
 import json
 import math
+import os
 import pkgutil
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from helpers import ROOT, at_step, command_line, history, load_state, needs_dev_full, processes, results, spy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clipdec import load_run
 from clipdec.training import run
 from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.interruption import Interruption, Stopped
-from clipdec.training.run_folder import RunFolder, whole
+from clipdec.training.run_folder import RunFolder, check_out_dir, read_scores, whole, write_scores
 
 STEPS = {"epochs": 2, "batch_size": 6}  # 20 steps an epoch
 TRAINER = "clipdec.training.accelerated.AcceleratedTrainer"
@@ -191,6 +197,28 @@ print(state["x"].sum().item(), sorted(p.name for p in folder.path.iterdir()))
     assert done.stdout == "full\nfull\n100000.0 ['lock', 'state.pt']\n", done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
+def test_a_folder_that_cannot_be_flushed_leaves_nothing_open(tmp_path, monkeypatch):
+    def fsync(descriptor, flush=os.fsync):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not for folders")
+        flush(descriptor)
+    monkeypatch.setattr(os, "fsync", fsync)
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(5):
+        with whole(tmp_path / "a.txt") as aside:
+            aside.write_text(str(i))
+    assert (tmp_path / "a.txt").read_text() == "4" and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_hidden_file_alone_makes_no_folder_foreign(tmp_path):
+    (tmp_path / ".DS_Store").write_text("")
+    check_out_dir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty, and no run folder"):
+        check_out_dir(tmp_path)
+
+
 def test_what_was_there_stays_until_the_new_is_whole(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
@@ -231,3 +259,21 @@ def test_two_runs_in_one_folder(train, settings, tmp_path):
     RunFolder(tmp_path).close()
     train(tmp_path)
     assert load_run(tmp_path)[0] == settings(tmp_path)
+
+
+def test_scalars_of_steps_that_are_made_again_stand_once(train, tmp_path, monkeypatch):
+    at_step(monkeypatch, 26, lambda: 1 / 0)  # the state is that of the epoch before
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, **STEPS)
+    assert position(tmp_path) == (1, 0)
+    train(tmp_path, resume=True, **STEPS)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 41))
+
+
+def test_scores_that_fail_leave_those_that_were_there(tmp_path, monkeypatch):
+    write_scores(tmp_path / "scores.npz", {}, test=torch.ones(2, 3))
+    monkeypatch.setattr(np, "savez", lambda file, **_: file.write(b"half") / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_scores(tmp_path / "scores.npz", {}, test=torch.zeros(2, 3))
+    assert torch.equal(read_scores(tmp_path, "test")[0], torch.ones(2, 3))

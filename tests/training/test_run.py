@@ -19,6 +19,7 @@ from clipdec import LabelSpace, Predictor, encode_labels, fit, hold_out, load_da
 from clipdec.calibration import Calibration
 from clipdec.towers import load_clip
 from clipdec.training import batches, run, scores, tokens
+from clipdec.training import inputs as inputs_module
 from clipdec.training.__main__ import main
 from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.build import build_model, label_queries
@@ -38,7 +39,8 @@ def test_metrics_json(tiny, tiny_run):
     folder, metrics = tiny_run
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     reports = {"zsl", "zsl_without_twins", "gzsl", "seen"}
-    about = {"protocol", "data", "inputs", "config", "seed", "epochs", "best_epoch", "chosen_by", "seconds", "versions"}
+    about = {"protocol", "data", "inputs", "config", "seed", "epochs", "seconds", "versions"}
+    about |= {"held_out", "best_epoch", "chosen_by"}
     chosen = {"clip_weight", "calibration", "seen_offset", "gzsl_calibrated", "processes", "peak_memory_mb", "raw_clip"}
     assert metrics.keys() == reports | about | chosen | {"equal_prevalence", "reliability"}
     plain = metrics["gzsl"]["map"]  # an offset between labels moves no image, but for rounding
@@ -560,3 +562,54 @@ def test_a_file_that_lacks_a_label_stops_the_run(tiny, train, tmp_path):
     file = save_vectors(tmp_path / "e.npz", tiny.labels.names[1:], np.ones((1005, 4)))
     with pytest.raises(ValueError, match="no vector for 1 labels"):
         train(tmp_path / "run", label_embeddings=file)
+
+
+@pytest.mark.parametrize("name", ["text_tower", "sentence_tower"])
+def test_another_text_tower_of_the_same_name_is_refused(train, tmp_path, monkeypatch, name):
+    changes = {"sentence_tower": "mini"}
+    train(tmp_path, **changes)
+    real, others = inputs_module.text_weights, iter(["others", ""] if name == "text_tower" else ["", "others"])
+    monkeypatch.setattr(inputs_module, "text_weights", lambda tower: next(others) or real(tower))
+    with pytest.raises(ValueError, match=f"state.pt was made with another {name} '.*' .now 'others'.: resume"):
+        train(tmp_path, resume=True, **changes)
+    if name == "text_tower":
+        monkeypatch.setattr(inputs_module, "text_weights", lambda tower: "others")
+        with pytest.raises(ValueError, match="trained with another text_tower '.*' .now 'others'.: bring that back"):
+            load_run(tmp_path)
+
+
+def test_the_seed_draws_batches_and_steps(tiny, train, settings, tmp_path, monkeypatch):
+    """Each step has random numbers of its own, and another seed has others."""
+    all_asked = {"hold_out": 0.0, "batch_size": 60}  # the labels held out are drawn by the seed, too
+    orders = [images_of(tiny, settings("unused", seed=seed, **all_asked)).epoch(0) for seed in (0, 0, 1)]
+    first, again, other = (torch.cat([index for index, _ in order]).tolist() for order in orders)
+    assert first == again != other and sorted(first) == sorted(other)
+    drawn = []
+    spy(monkeypatch, AcceleratedTrainer, "step", lambda n: drawn.append(torch.initial_seed()))
+    for seed in (0, 1):
+        train(tmp_path, seed=seed, epochs=2, **all_asked)
+    assert len(drawn) == len({*drawn}) == 8
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(train, finished):
+    state = load_state(finished)
+    state["position"]["seconds"] = 1000.0
+    torch.save(state, finished / "state.pt")
+    assert 1000 < train(finished, epochs=2, resume=True)["seconds"] < 1600
+
+
+def test_a_run_names_the_data_that_it_was_given(tiny, settings, tmp_path):
+    """Also where the settings name others, as the default ones do."""
+    metrics = fit(tiny, replace(settings(tmp_path), data="emoji"))
+    assert metrics["data"] == metrics["config"]["data"] == load_run(tmp_path)[0].data == str(tiny.folder)
+
+
+def test_labels_that_are_held_out_are_named(tiny, tiny_run, train, tmp_path, capsys):
+    _, held = held_labels(tiny.labels, load_run(tiny_run[0])[0])
+    assert tiny_run[1]["held_out"] == [tiny.labels.names[i] for i in held] and len(held) == 46
+    metrics = train(tmp_path, hold_out=3 / 925)
+    names = metrics["held_out"]
+    images = tiny.val.targets[:, [tiny.labels.names.index(name) for name in names]].any(1).sum()
+    assert f"to choose by: 3 labels ({', '.join(names)}), in {images} images of val" in capsys.readouterr().out
+    train(tmp_path, hold_out=0.0)
+    assert "held out of the training" not in capsys.readouterr().out

@@ -1,11 +1,13 @@
 """Scores of splits, the figures of a run, and what val decides."""
 
+import csv
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers import history, spy
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -14,6 +16,7 @@ from clipdec.calibration import Calibration
 from clipdec.metrics import zsl_report
 from clipdec.towers import load_clip
 from clipdec.training import run_folder, scores
+from clipdec.training.accelerated import AcceleratedTrainer
 from clipdec.training.build import build_model, uses_clip
 from clipdec.training.leakage import leakage
 from clipdec.training.reliability import reliability_report
@@ -159,12 +162,19 @@ def test_a_run_keeps_weight_and_references(tiny, train, tmp_path, monkeypatch):
     torch.testing.assert_close(with_clip, expected, rtol=0, atol=1e-4)
 
 
-def test_a_run_uses_what_is_known(tiny, train, tmp_path):
-    """Where only some pairs are known, its mAP, calibration and reliability are of these."""
+def known_ap(scores, split, labels):
+    """AP in percent of those of the labels that occur, over the known images, by scikit-learn."""
+    cells = zip(*(x.T[labels].numpy() for x in (scores, split.targets, split.known)))
+    return [100 * average_precision_score(t[k], s[k]) for s, t, k in cells if t.any()]
+
+
+def test_a_run_uses_what_is_known(tiny, train, settings, tmp_path, monkeypatch):
+    """Where only some pairs are known, its loss, mAP, calibration and reliability are of these."""
     torch.manual_seed(0)
     mask = lambda split: replace(split, known=split.targets | (torch.rand(split.targets.shape) < 0.3))
     data = replace(tiny, train=mask(tiny.train), val=mask(tiny.val), test=mask(tiny.test))
     assert data.fingerprint != tiny.fingerprint
+    steps = spy(monkeypatch, AcceleratedTrainer, "step")
     metrics = train(tmp_path, data)
     assert "left_out" not in metrics and metrics["protocol"]["known_pairs"] == pytest.approx(30, abs=1)
     kept, ap = np.load(tmp_path / "scores.npz")["test"], []
@@ -176,3 +186,41 @@ def test_a_run_uses_what_is_known(tiny, train, tmp_path):
     assert metrics["calibration"]["base_rate"] == pytest.approx(rate.item())
     unseen = data.test.targets[:, 925:].sum() / data.test.known[:, 925:].sum()
     assert metrics["reliability"]["unseen"]["base_rate"] == pytest.approx(100 * unseen.item())
+    unseen, (asked, held) = tiny.labels.unseen_index, held_labels(tiny.labels, settings(tmp_path))
+    rows = data.train.targets[:, asked].any(1)
+    assert sum(step[-1].sum() for step in steps) == data.train.known[rows][:, asked].sum()  # in the loss
+    raw = known_ap(raw_clip_scores(tiny, settings(tmp_path)), data.test, unseen)
+    assert metrics["raw_clip"]["zsl"]["map"] == pytest.approx(np.mean(raw), abs=1e-3)
+    assert metrics["gzsl_calibrated"]["map"] == pytest.approx(metrics["gzsl"]["map"], abs=0.05)
+    with open(tmp_path / "label_ap.csv", newline="", encoding="utf8") as file:
+        found = [float(row["ap"]) for row in csv.DictReader(file) if row["kind"] == "unseen"]
+    assert [x for x in found if not np.isnan(x)] == pytest.approx(100 * np.array(ap))
+    config, model = load_run(tmp_path)
+    model.clip_weight.zero_()  # the epochs are of the head alone
+    val = predict(model, data.val, encode_labels(tiny.labels.names), encoded(model, data.val, data, config))
+    for part, labels in (("seen", asked), ("held", held)):
+        mean = np.mean(known_ap(val, data.val, labels))
+        assert history(tmp_path)[0][f"val_{part}_map"] == pytest.approx(mean, abs=1e-3)
+
+
+@pytest.mark.parametrize("gain, helps", [(1.0, True), (0.1, False)])
+def test_the_weight_is_good_for_held_labels_and_all_together(tiny, settings, monkeypatch, gain, helps):
+    """CLIP knows held-out labels by `gain` and spoils the others: by the held alone both help, by all alone neither."""
+    config = settings("unused", hold_out=0.3)
+    _, held = held_labels(tiny.labels, config)
+    is_held = torch.isin(torch.arange(len(tiny.labels.names)), held)
+    knows, evidence = torch.where(is_held, 0.0, 3.0), torch.where(is_held, gain, -2.0)
+    model, noise = build_model(config, torch.randn(4, 128)), torch.randn(tiny.val.targets.shape)
+    logits = lambda model, split, *_: noise + split.targets * (knows + model.clip_weight * evidence)
+    monkeypatch.setattr(scores, "split_scores", logits)
+    assert (choose_clip_weight(model, tiny, config) >= 1) == helps
+
+
+def test_the_weight_is_chosen_by_what_is_known(tiny, settings, monkeypatch):
+    """CLIP is right on known pairs and says yes to all others."""
+    config, known = settings("unused", hold_out=0.3), tiny.val.targets | (torch.rand(tiny.val.targets.shape) < 0.3)
+    model, head = build_model(config, torch.randn(4, 128)), torch.randn(known.shape)
+    said = tiny.val.targets + 3.0 * ~known
+    monkeypatch.setattr(scores, "split_scores", lambda model, *_: head + model.clip_weight * said)
+    masked = replace(tiny, val=replace(tiny.val, known=known))
+    assert choose_clip_weight(model, tiny, config) == 0 < choose_clip_weight(model, masked, config)

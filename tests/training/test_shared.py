@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 from helpers import files, hub_cache
 
-from clipdec import Config, Predictor, load_run
+from clipdec import Config, Predictor, data, load_run
 from clipdec.training import shared
 from clipdec.training.shared import SHARED, find_run
 
@@ -68,6 +68,21 @@ def test_a_folder_that_is_there_goes_first(tiny_run, kept, cache):
         Predictor.load("user/head", revision="main")
     with pytest.raises(ValueError, match="revision is for a run on the hub, and mini is a CLIP"):
         Predictor.load("mini", revision="main")
+
+
+def test_a_run_is_found_in_home_too(tiny_run, tmp_path, monkeypatch):
+    """As data are: from notebooks/, and where CLIPDEC_HOME names another place."""
+    home = tmp_path / "home"
+    (home / "runs").mkdir(parents=True)
+    (home / "runs/own").symlink_to(tiny_run[0])
+    monkeypatch.setattr(data, "HOME", home)
+    monkeypatch.chdir(tmp_path)
+    assert find_run("runs/own") == home / "runs/own" and load_run("runs/own")
+    (tmp_path / "runs/own").mkdir(parents=True)
+    assert find_run("runs/own") == Path("runs/own")  # here goes first
+    assert find_run("runs/own", start=home) == home / "runs/own"
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/runs/typo is not a run folder"):
+        load_run("runs/typo")
 
 
 def test_a_wrong_name_is_an_error_that_says_both_readings(cache):
