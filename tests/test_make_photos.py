@@ -119,13 +119,26 @@ def test_data_that_are_others_by_now_are_an_error(tiny_run, tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["inputs"]["data"] = "another"
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(SystemExit, match="error: the data in .* are not those that .* was trained on"):
+    with pytest.raises(SystemExit, match="error: the data in .* are not those of .*: name their folder, --data"):
         beside_clip.main([str(folder)])
 
 
 def test_no_run_is_an_error(tmp_path):
-    with pytest.raises(SystemExit, match="error: .*metrics.json"):
+    with pytest.raises(SystemExit, match="error: .* is not a run folder"):
         beside_clip.main([str(tmp_path)])
+
+
+def test_a_run_that_is_not_finished_and_data_that_lie_elsewhere(tiny, tiny_run, tmp_path, capsys):
+    folder = shutil.copytree(tiny_run[0], tmp_path / "run")
+    settings = json.loads((folder / "config.json").read_text()) | {"data": "data/gone"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match="there is no data folder .*gone"):
+        beside_clip.main([str(folder), "--windows", "0"])
+    beside_clip.main([str(folder), "--windows", "0", "--data", str(tiny.folder)])
+    assert capsys.readouterr().out == beside_clip.table(beside_clip.beside_clip(tiny_run[0], [0])) + "\n"
+    (folder / "metrics.json").unlink()
+    with pytest.raises(SystemExit, match="error: .* has no metrics.json, it is not finished"):
+        beside_clip.main([str(folder)])
 
 
 def test_clip_beside_a_run_looks_at_the_windows_and_at_what_is_known(tiny, tiny_run, monkeypatch):

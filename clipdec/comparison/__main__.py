@@ -98,7 +98,8 @@ def _arguments(arguments):
     asked = {*(args.groups or ABLATIONS)} if args.ablations else {*args.systems}
     needing = asked & {"label vectors", *(name for name in SYSTEMS if WORDS.items() <= CHANGES[name].items())}
     if needing and not args.word_vectors:
-        parser.error(f"{', '.join(sorted(needing))} need --word-vectors, as data_prep.word_vectors makes them")
+        made = "as data_prep.word_vectors or data_prep.embeddings makes them"
+        parser.error(f"{', '.join(sorted(needing))} need --word-vectors, {made}")
     return args
 
 

@@ -62,6 +62,7 @@ class TagsFile:
     def __init__(self, path, asked):
         self.path, self.asked, self.rows = Path(path).expanduser(), asked, {}
         data = self.path.read_bytes() if self.path.is_file() else b""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if HEADER.startswith(data):  # new, empty, or stopped at its first line
             self.path.write_bytes(HEADER)
         else:

@@ -199,7 +199,9 @@ class Config:
 
 
 def read_settings(path):
-    """The settings in a JSON file. Raises ValueError if it holds none."""
+    """The settings in a JSON file. Raises FileNotFoundError if there is no such file, ValueError if it holds none."""
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f"there is no file {path}: give the path of one")
     try:
         settings = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except ValueError as error:
