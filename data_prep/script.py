@@ -30,19 +30,19 @@ share = number(float, lambda x: 0 <= x < 1, "a share from 0 to below 1")
 percent = number(float, lambda x: 0 <= x <= 100, "a percentage from 0 to 100")
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of those options that have one."""
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults of those options that have one, and the description as it is."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parser(doc, out=None, kind="folder"):
-    """An ArgumentParser with the option --out; its description is the first paragraph of a script's docstring."""
+    """An ArgumentParser with the option --out; its description is a script's docstring."""
     if hasattr(sys.stdout, "reconfigure"):  # not every console or pipe has every character of a name
         sys.stdout.reconfigure(errors="backslashreplace")
     prog = f"python -m data_prep.{Path(sys.argv[0]).stem}"
-    options = argparse.ArgumentParser(prog, description=doc.split("\n\n")[0], formatter_class=Help)
+    options = argparse.ArgumentParser(prog, description=doc, formatter_class=Help)
     options.add_argument("--out", type=path, default=out, required=out is None, help=f"{kind} to write")
     return options
 

@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   python -m clipdec.training --config run.json                                            # one process
   accelerate launch --multi_gpu --num_processes 2 -m clipdec.training --config run.json   # several, one for each GPU
 
-run.json holds a preset and any of these settings, {"preset": "clip", "epochs": 20}:
+run.json holds a preset and any of these settings, {"preset": "clip", "epochs": 20}; defaults are those of mini:
 """
 
 

@@ -76,3 +76,12 @@ def test_a_name_that_the_console_lacks_is_printed(monkeypatch):
     script.parser("Trees.", "out")
     print("naïve 猫", flush=True)
     assert console.buffer.getvalue().decode("cp1252").strip() == "naïve \\u732b"
+
+
+def test_the_help_says_how_it_is_called_and_what_must_lie_where(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/a/path/coco.py", "--help"])
+    with pytest.raises(SystemExit):
+        coco.main()
+    told = capsys.readouterr().out
+    assert told.startswith("usage: python -m data_prep.coco ")
+    assert "COCO holds `annotations/instances_{train,val}{year}.json`" in told
