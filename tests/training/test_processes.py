@@ -121,7 +121,7 @@ def test_in_colab_with_one_device_it_trains_in_this_process(train, tmp_path, mon
 
 def test_where_nothing_forks_fit_says_what_to_use(train, tmp_path, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(ValueError, match="cannot fork .*use `accelerate launch --multi_gpu --num_processes 2 -m clipdec"):
+    with pytest.raises(ValueError, match="cannot fork .*: use `accelerate launch --multi_gpu --num_processes 2 -m"):
         train(tmp_path / "run", processes=2)
     assert not (tmp_path / "run").exists()
 
