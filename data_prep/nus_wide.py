@@ -106,13 +106,10 @@ def main():
         seen, unseen, tags = derive(args.root)
         splits = {split.lower(): read_split(args.root, split, seen, unseen, tags) for split in ("Train", "Test")}
         refuse_repeated(splits)
-        print(f"{'':28}{'here':>12}{'complete':>12}")
-        for name, count in counts(splits, seen, unseen).items():
-            print(f"{name:28}{count:12,.7g}{EXPECTED[name]:12,.7g}")
+        script.print_beside(counts(splits, seen, unseen), EXPECTED)
         licence = "for research; each image under the terms of its Flickr page"
         terms = {"source": "NUS-WIDE (Chua et al., CIVR 2009), 925/81", "licence": licence}
         photos.prepare(args, splits, seen, unseen, root=args.root, **terms)
-
 
 
 if __name__ == "__main__":

@@ -151,15 +151,12 @@ def main():
         if twice := train.keys() & test.keys():
             remedy = "an image is in one split: download the annotations again"
             raise ValueError(f"{len(twice)} images are in train and in test, such as {min(twice)}: {remedy}")
-        print(f"{'':28}{'here':>12}{'complete':>12}")
-        for name, count in counts(labels, train, test).items():
-            print(f"{name:28}{count:12,.7g}{EXPECTED[name]:12,.7g}")
+        script.print_beside(counts(labels, train, test), EXPECTED)
         rows = {"train": train, "test": test}
         splits = {split: [(f"{split}/{i}.jpg", *each) for i, each in images.items()] for split, images in rows.items()}
         licence = "annotations CC BY 4.0 (Google); each image under the terms of its Flickr page"
         terms = {"source": "OpenImages v4, 7,186/400", "licence": licence, "machine_ids": [*names]}
         photos.prepare(args, splits, labels.seen, labels.unseen, root=args.root, **terms)
-
 
 
 if __name__ == "__main__":

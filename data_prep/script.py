@@ -47,6 +47,14 @@ def parser(doc, out=None, kind="folder"):
     return options
 
 
+def print_beside(here, complete):
+    """Figures {name: number} of the data beside those of the complete data set."""
+    written = lambda figure: f"{figure:12,}" if isinstance(figure, int) else f"{figure:12,.3g}"
+    print(f"{'':28}{'here':>12}{'complete':>12}")
+    for name, figure in here.items():
+        print(f"{name:28}{written(figure)}{written(complete[name])}")
+
+
 @contextmanager
 def messages(fail, stopped):
     """An error of the work becomes a message for `fail`; Ctrl-C ends it with the message `stopped`."""

@@ -92,7 +92,7 @@ def test_there_absent_and_not_known_are_told_apart(prepare, capsys):
     assert "test: 2 rows of other classes are not used" in printed
     assert "train: 1 labels are there by one row and absent by another, so nothing is known of them" in printed
     assert "test: 0 labels are there by one row and absent by another, so nothing is known of them" in printed
-    assert "train images 5 5.50159e+06" in printed and "unseen labels a test image 0.333333 1.28" in printed
+    assert "train images 5 5,501,586" in printed and "unseen labels a test image 0.333 1.28" in printed
 
 
 def test_without_numbers_all_that_are_listed_are_unseen(prepare, root):

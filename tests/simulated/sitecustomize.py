@@ -24,6 +24,7 @@ import psutil
 warnings.filterwarnings("ignore", message="only soft file lock is available")
 for name in ("fcntl", "grp", "pwd", "resource"):
     sys.modules[name] = None
+os.environ.setdefault("USERNAME", "somebody")  # as there
 for name in ("fork", "forkpty", "getuid", "geteuid", "getpgid", "killpg", "posix_fallocate", "sched_getaffinity"):
     delattr(os, name)
 

@@ -113,7 +113,7 @@ def test_from_parameters_takes_the_known_names():
     ({"zzzz": None}, "unknown parameter 'zzzz': known are accumulate, .*weight_samples"),
     ({"epochs": 0}, "^epochs must be at least 1, got 0"),
     ({"out_dir": Path("runs/mine")}, r"out_dir must be a text, got (Posix|Windows)Path\('runs/mine'\)"),
-    ({"lr": np.float64(1e-3), "epochs": np.int64(3)}, "must be a (whole )?number, got np"),
+    ({"lr": np.float64(1e-3), "epochs": np.int64(3)}, "must be a (whole )?number, got"),
 ])  # fmt: skip
 def test_wrong_parameters(parameters, message):
     with pytest.raises(ValueError, match=message):
