@@ -46,7 +46,7 @@ def lab(playwright, tmp_path_factory):
         page.get_by_role("button", name="No", exact=True).click()  # to news of Jupyter
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
+        page.locator("#jp-mainmenu-run").get_by_text("Run All Cells", exact=True).click()
         last = page.locator(".jp-CodeCell .jp-InputPrompt").last  # its number comes when it has run
         expect(last).to_have_text(re.compile(r"\[\d+\]"), timeout=GUARD)
         page.notebook = root / "05_evaluate.ipynb"
