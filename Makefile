@@ -62,7 +62,7 @@ results-author: $(VENV)/.installed-test data
 # PHOTOS: a data set of the hub with COCO's classes, or a local folder of its form; LIMIT: images of train, and of test.
 photos: $(VENV)/.installed
 	@echo "$(LIMIT) train and $(LIMIT) test photos of COCO (about 0.16 MB each) and a CLIP (ViT-B/32: 0.6 GB) are downloaded"
-	@echo "the first time; looking at the photos takes the longest, 10 to 25 minutes on two CPU cores."
+	@echo "the first time. With LIMIT=1000 all of it took 25 minutes on two CPU cores (docs/towers.md)."
 	$(BIN)/python -m data_prep.hub --dataset $(PHOTOS) --test-split val --labels-column objects.category --limit $(LIMIT) \
 		--seen data_prep/splits/coco_seen48.txt --unseen data_prep/splits/coco_unseen17.txt --out "$${CLIPDEC_HOME:-.}/data/photos"
 	@mkdir -p "$${CLIPDEC_HOME:-.}/runs"

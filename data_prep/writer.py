@@ -138,7 +138,7 @@ def _changed(found, info):
 
 def _ready(out, info, replace):
     """{split: number of images} if `out` already holds the data set, None if it has to be written."""
-    if not out.exists() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir())):
+    if not out.exists() or (out.is_dir() and {path.name for path in out.iterdir()} <= {".DS_Store"}):
         return None
     found = _read_info(out)
     if found is None:

@@ -13,25 +13,26 @@ from clipdec.training.config import AS_AUTHOR, Config
 from clipdec.training.run_folder import read_history
 from clipdec.training.scores import held_labels
 
-AUGMENTED = PAPER | {"augment": True}  # as the author's code trains
+PLAIN = PAPER | {"augment": False, "as_author": ""}
+AUGMENTED = PLAIN | {"augment": True}  # as the author's code trains
 SENTENCE = "one more sentence about {} here"
 # 56 is the batch that makes 1/56 of the author's alpha 1
 BALANCES = {"1": 1.0, "0": 0.0, "1/56": 1 / 56, "1/5": 0.2, "5": 5.0, "56": 56.0}
 POINTS = [point for point in AS_AUTHOR if point != "cutout_first"]  # which needs augmented images
 PASSES = {1 + len(windows_of(look["windows"])): look for look in reversed(BUDGETS.values())}  # of the tower an image
 LOOKS = {"": {}, ", alpha 0": {"alpha": 0.0}, ", paper's head": PAPER}
-ABLATIONS = {  # group: {setting: what it sets otherwise than the run's Config}
+ABLATIONS = {  # group: {setting: what it sets}
     "tower passes": {f"{n}{name}": look | changes for name, changes in LOOKS.items() for n, look in PASSES.items()},
     "head": {head: {"head": head} for head in ("residual", "matching", "linear")} | {"ml_decoder": PAPER},
     "prompt": {prompt: {"prompt": prompt} for prompt in ("a photo of {}", "{}", SENTENCE)},
     "label vectors": {"CLIP": {"label_embeddings": None}, "word vectors": WORDS},
-    "alpha / beta": {name: {"alpha": alpha} for name, alpha in BALANCES.items()},
+    "alpha / beta": {name: {"alpha": alpha, "beta": 1.0} for name, alpha in BALANCES.items()},
     "seen labels in training": {f"{100 - out} %": {"hold_out": out / 100} for out in (5, 35, 68, 89)},
     "decoder width": {f"{width}": {"embed_dim": width} for width in (96, 48, 192)},
     "image tower": {
         "frozen": {"train_image_tower": False}, "trained, lr 5e-4": {"train_image_tower": True, "lr": 5e-4},
     },
-    "author's points": {"none": PAPER} | {point: PAPER | {"as_author": point} for point in POINTS},
+    "author's points": {"none": PLAIN} | {point: PLAIN | {"as_author": point} for point in POINTS},
     "author's points, augmented": {"none": AUGMENTED}
     | {points: AUGMENTED | {"as_author": points} for points in ("cutout_first", "all")},
 }  # fmt: skip
@@ -80,8 +81,8 @@ def _can_train(key, config, data):
 
 def _config(base, changes, seed, folder):
     """The Config of a setting; its folder is named after what differs from the run's, so that equal ones share it."""
-    own = Config(**base).as_dict()
-    changed = {key: value for key, value in changes.items() if value != own[key]}
+    own, its = Config(**base), Config(**base | changes)
+    changed = {key: value for key, value in changes.items() if getattr(its, key) != getattr(own, key)}
     short = {key: Path(value).stem if key in WORDS and value else value for key, value in changed.items()}
     here = folder / "-".join([*(f"{key}={value}" for key, value in short.items()), str(seed)])
     return Config(**base | changes | {"seed": seed, "out_dir": str(here)})

@@ -7,10 +7,9 @@ from matplotlib.figure import Figure
 
 from clipdec.comparison.report import measured, side_by_side
 from clipdec.comparison.runs import TASKS
-from clipdec.training.report import label_table, table
+from clipdec.training.report import CURVES, label_table, table
 from clipdec.training.run_folder import read_history, whole
 
-CURVES = {"val_seen_map": "labels in training", "val_held_map": "labels held out"}
 STYLES = "-", "--", "-.", ":"
 ABOUT = """\
 Figures in percent, of runs with several seeds mean ± standard deviation. {test_images} test images, keep={keep}, \

@@ -29,7 +29,7 @@ class _Answer(nn.Module):
         return logits.sigmoid(), logits
 
 
-def export_onnx(run_folder, path):
+def export_onnx(run_folder, path, calibration=None):
     """Write image tower, head and calibration of a run, or untouched CLIP by its name, to an ONNX file, and check it
     against torch.
 
@@ -39,6 +39,7 @@ def export_onnx(run_folder, path):
     `logits`. Numbers of images and labels are free. Metadata, each a JSON text: `names` of the run's labels,
     `preprocessing`, `threshold`, `prompt`, `text_tower`.
 
+    calibration: a file of `Predictor.save_calibration`, in place of the run's own.
     Raises: ImportError without the extra `onnx`, ValueError if onnxruntime gives other probabilities than torch (1e-4),
     or if the tower's preprocessing is not resize and normalise.
     """
@@ -51,7 +52,7 @@ def export_onnx(run_folder, path):
     path = Path(path).expanduser()
     if not path.parent.is_dir() or path.is_dir():
         raise FileNotFoundError(f"{path} is no file in a folder that is there: make the folder, or give another path")
-    predictor = Predictor.load(run_folder)
+    predictor = Predictor.load(run_folder, calibration=calibration)
     predictor.model.cpu()
     predictor.config.device = "cpu"
     answer, queries = _Answer(predictor).eval(), predictor.vectors(predictor.labels.names)

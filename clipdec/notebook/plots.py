@@ -12,6 +12,7 @@ from IPython.display import display
 from matplotlib.ticker import MaxNLocator
 
 from clipdec.towers import UNIT
+from clipdec.training.report import CURVES
 
 SEEN, UNSEEN = "#0072B2", "#E69F00"  # blue and orange: told apart by colour-blind readers too
 COLOURS = [SEEN, UNSEEN, "#009E73", "#CC79A7", "#56B4E9"]
@@ -168,8 +169,7 @@ def curves(history):
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines = [(0, "l_c", "", "-", "#444444"), (1, "l_clip", "", "-", "#444444")]
-    lines += [(2, "val_seen_map", "labels in training", "-", SEEN)]
-    lines += [(2, "val_held_map", "labels held out", "--", UNSEEN)]
+    lines += [(2, *named, *look) for named, look in zip(CURVES.items(), (("-", SEEN), ("--", UNSEEN)))]
     for place, key, name, style, colour in lines:
         if key in history[0]:
             points = [row["epoch"] for row in history], [row[key] for row in history]

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 
 from tqdm import tqdm
 
@@ -85,8 +86,8 @@ def tag(predictor, photos, labels, args):
         if kept:
             kept.add(photo, tags)  # last: what stands there is done
         count, empty = count + 1, empty + (not tags)
-    few = f"; {empty} of them have none, no label reached {predictor.threshold:.3g} (--base-rate, or --top-k)"
-    print(f"{count} of {len(photos)} photos have their tags{few if empty else ''}")
+    why = "" if args.top_k else f", no label reached {predictor.threshold:.3g} (--base-rate, or --top-k)"
+    print(f"{count} of {len(photos)} photos have their tags{f'; {empty} of them have none{why}' if empty else ''}")
     return count
 
 
@@ -109,17 +110,19 @@ def listed(labels):
     return list(found.values()) or None
 
 
-def show(predictor, answers):
-    """Print the table of each photo as it comes, and below what its ticks mean; how many there were."""
+def show(predictor, answers, basis):
+    """Print the table of each photo as it comes, and below what its ticks mean, `basis` being what the threshold was
+    fitted on; how many there were.
+    """
     count = 0
     for photo, answer in answers:
         print("\n" * bool(count) + f"{photo}\n{answer_table(predictor, answer)}")
         count += 1
     calibration = predictor.calibration
     rate = f"for labels in {100 * calibration.base_rate:.2g} % of the photos (--base-rate)"
-    basis = f"; {calibration.note}" if calibration.note else f", the best F1 on val; {rate}"
+    meaning = f"; {calibration.note}" if calibration.note else f", the best F1 on {basis}; {rate}"
     told = calibration.threshold < 1  # untouched CLIP predicts none
-    print(f"✓ predicted: at least {calibration.threshold:.3f}{basis}" if told else calibration.note)
+    print(f"✓ predicted: at least {calibration.threshold:.3g}{meaning}" if told else calibration.note)
     return count
 
 
@@ -135,7 +138,8 @@ def main(arguments=None):
             count = tag(predictor, photos, asked, args)
         else:
             answers = ask(predictor, photos, labels, args.top_k or (None if labels else SOME))
-            count = print_json(predictor, answers) if args.json else show(predictor, answers)
+            shown = print_json if args.json else partial(show, basis=args.calibration or "val")
+            count = shown(predictor, answers)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     sys.exit(int(count < len(photos)))
@@ -151,7 +155,7 @@ def parsed(arguments):
     top_k = (
         "how many labels each photo gets; by default 10, of those given by --labels all, in files the predicted ones"
     )
-    base_rate = "share of your photos that carry a label which you ask about, such as 0.05; by default that of val"
+    base_rate = "share of your photos that carry a label you ask about, such as 0.05; by default the calibration's"
     parser.add_argument("run_folder", help=run)
     parser.add_argument("photos", nargs="+", help="image files, folders of them, or patterns such as photos/*.jpg")
     parser.add_argument("--labels", nargs="+", help="names, or @FILE of names; by default those of the run")

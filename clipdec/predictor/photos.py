@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipdec.images import FORMATS
+from clipdec.labels import clean_name
 from clipdec.training.run_folder import whole
 
 COLUMNS = ["image", "labels", "probabilities", "asked"]  # data_prep.folder reads the first two
@@ -76,7 +77,8 @@ class TagsFile:
         for row in rows:
             if row["asked"] != self.asked:
                 raise ValueError(f"{self.path} has tags by another model or of another question: give another file")
-            self.rows[os.path.realpath(row["image"])] = row["labels"].split(";") if row["labels"] else []
+            names = map(clean_name, row["labels"].split(";"))
+            self.rows[os.path.realpath(row["image"])] = [name for name in names if name]
         with open(self.path, "rb+") as file:
             file.truncate(end)
 
@@ -109,5 +111,7 @@ def write_sidecar(photo, names):
         listed = ET.SubElement(ET.SubElement(about, keyword), f"{{{RDF}}}{kind}")
         for name in names:
             ET.SubElement(listed, f"{{{RDF}}}li").text = name
-    with whole(path) as aside:
-        ET.ElementTree(meta).write(aside, encoding="utf-8", xml_declaration=True)
+    text = ET.tostring(meta, encoding="utf-8", xml_declaration=True)
+    if not path.is_file() or path.read_bytes() != text:
+        with whole(path) as aside:
+            aside.write_bytes(text)

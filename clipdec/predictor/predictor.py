@@ -37,7 +37,7 @@ class Predictor:
 
     Attributes:
         labels: the LabelSpace of the run, asked about when no labels are given.
-        threshold: the probability from which on predicted labels had the best F1 on val.
+        threshold: the probability from which on predicted labels had the best F1 where it was calibrated, on val.
     """
 
     def __init__(self, model, config, labels, calibration):
@@ -61,7 +61,8 @@ class Predictor:
         """
         if is_clip(run_folder):
             if base_rate is not None and not calibration:
-                raise ValueError(f"base_rate is for calibrated probabilities, and {UNCALIBRATED}: leave it out")
+                remedy = "leave it out, or give a calibration"
+                raise ValueError(f"base_rate is for calibrated probabilities, and {UNCALIBRATED}: {remedy}")
             if revision is not None:
                 raise ValueError(f"revision is for a run on the hub, and {run_folder} is a CLIP: leave it out")
             predictor = cls.from_clip(run_folder, device=device)
@@ -145,20 +146,29 @@ class Predictor:
         """
         if self.calibration.note:
             raise ValueError(f"there is no calibration to keep: {self.calibration.note}")
-        kept = {"model": self.identity()} | asdict(self.calibration)
-        with whole(Path(path).expanduser()) as aside:
+        path = Path(path).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as aside:
+            kept = {"model": self.identity()} | asdict(self.calibration)
             aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
 
     def load_calibration(self, path):
         """Take the calibration of a file. Raises FileNotFoundError, or ValueError if it is none, or another model's."""
         kept = read_settings(path)
-        if kept.pop("model", None) != self.identity():
-            raise ValueError(f"{path} holds no calibration of this model, its settings and labels: calibrate it anew")
-        self.calibration = Calibration(**kept)
+        try:
+            calibration = Calibration(*(float(kept[name]) for name in ("scale", "shift", "threshold", "base_rate")))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} holds no calibration: write one with save_calibration") from None
+        if kept.get("model") != self.identity():
+            remedy = "open the model as it was then, or calibrate it anew"
+            raise ValueError(f"{path} is the calibration of another model, or of other settings or labels: {remedy}")
+        self.calibration = calibration
 
     def identity(self):
-        """A short text, another one for other weights or settings."""
-        return digest(json.dumps(self.config.decisive()), self.model.state_dict())
+        """A short text, another one for other weights, settings or labels, and the same on every machine."""
+        about = self.config.decisive(), self.labels.seen, self.labels.unseen
+        own = {name: value for name, value in self.model.state_dict().items() if name != "references"}  # computed here
+        return digest(json.dumps(about), own)
 
     @property
     def threshold(self):

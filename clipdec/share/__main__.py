@@ -5,10 +5,10 @@ Who has the run opens it with clipdec.Predictor.load("user/name"). `hf auth logi
 
 import argparse
 import sys
-from pathlib import Path
 
 from clipdec.share.card import OTHER
 from clipdec.share.share import share, write_shared
+from clipdec.training.shared import find_run
 
 EXAMPLES = """examples:
   python -m clipdec.share runs/emoji user/emoji-head --dry-run              # into runs/emoji-shared, to look at
@@ -33,7 +33,7 @@ def main(arguments=None):
         parser.error("--out is the folder of --dry-run: give both, or neither")
     try:
         if args.dry_run:
-            out = args.out or f"{Path(args.run_folder)}-shared"
+            out = args.out or f"{find_run(args.run_folder)}-shared"
             files = write_shared(args.run_folder, out, args.name, args.license)
             print(f"{out}: {', '.join(files)}; nothing was sent")
         else:

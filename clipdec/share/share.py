@@ -68,7 +68,7 @@ def write_shared(run, folder, name, licence=OTHER):
         (folder / file).write_text(text, encoding="utf8")
     card = model_card(name, config, metrics, predictor.labels, info, licence)
     (folder / "README.md").write_text(card, encoding="utf8")
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(visible(folder))
 
 
 def check_folder(folder, run):

@@ -236,7 +236,7 @@ def _typed(setting, value):
     papermill = " (papermill: -p reads numbers and True or False, -y may leave them a text)"
     hint = papermill if isinstance(value, str) else ""
     wanted = " or ".join(kinds[kind] for kind in accepted if kind in kinds)
-    raise ValueError(f"{setting.name} must be {wanted}, got {value!r}{hint}")
+    raise ValueError(f"{setting.name} must be {wanted}, got {value!r:.80}{hint}")
 
 
 def _is_there(name):

@@ -4,6 +4,7 @@ from clipdec.labels import LabelSpace
 from clipdec.metrics import average_precision, zsl_report
 from clipdec.training.leakage import leakage
 
+CURVES = {"val_seen_map": "labels in training", "val_held_map": "labels held out"}  # columns of history.csv
 HEADINGS = {"zsl": "ZSL", "zsl_without_twins": "ZSL without twins", "gzsl": "GZSL"}
 
 

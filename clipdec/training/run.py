@@ -78,7 +78,7 @@ class Run:
 
     def __init__(self, data, config, folder, on_epoch):
         if find_data(config.data).resolve() != data.folder.resolve():
-            config = replace(config, data=str(data.folder))  # what is written down is what was trained on
+            config = replace(config, data=str(data.folder.absolute()))  # what is written down is what was trained on
         config = followed(config, data)
         self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
         self.began = self.saved = time.perf_counter()
@@ -296,7 +296,7 @@ class Run:
         if names := self._held_names():
             carriers = self.data.val.targets[:, self.held].any(1).sum()
             which = f"{', '.join(names[:FEW])}{', ...' if len(names) > FEW else ''}"
-            print(f"held out of the training, to choose by: {len(names)} labels ({which}), in {carriers} images of val")
+            print(f"held out of the training, to choose by ({len(names)}): {which}; in {carriers} images of val")
 
     def _held_names(self):
         return [self.data.labels.names[i] for i in self.held]

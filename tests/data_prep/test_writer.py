@@ -167,6 +167,12 @@ def test_a_folder_of_other_files_is_refused(call, out, replace):
     with pytest.raises(FileExistsError, match="not empty and not a prepared data set"):
         call(replace=replace)
     assert files(out) == {"diary.txt": b"mine"}
+    (out / "diary.txt").rename(out / ".hidden")
+    with pytest.raises(FileExistsError, match="not empty and not a prepared data set"):
+        call(replace=replace)
+    (out / ".hidden").rename(out / ".DS_Store")  # macOS leaves it where a folder was looked at
+    call(replace=replace)
+    assert len(load_data(out).train)
 
 
 def test_a_file_in_its_place_is_refused(call, out):

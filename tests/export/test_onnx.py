@@ -30,10 +30,10 @@ def answers(session, images, queries=None):
     return facts, session.run(["probabilities"], inputs)[0]
 
 
-def compare(run_folder, path, images):
+def compare(run_folder, path, images, **options):
     """Export a run to `path`: the file answers as the Predictor does. Returns both."""
-    export_onnx(run_folder, path)
-    predictor, session = Predictor.load(run_folder), onnxruntime.InferenceSession(str(path))
+    export_onnx(run_folder, path, **options)
+    predictor, session = Predictor.load(run_folder, **options), onnxruntime.InferenceSession(str(path))
     facts, found = answers(session, images)
     assert facts["names"] == predictor.labels.names and facts["threshold"] == predictor.threshold
     assert (facts["prompt"], facts["text_tower"]) == (predictor.config.prompt, predictor.config.text_tower)
@@ -57,7 +57,12 @@ def test_windows_are_cut_in_the_file(tiny, train, tmp_path):
 
 
 def test_untouched_clip_by_its_name(tiny, tmp_path):
-    compare("mini", tmp_path / "model.onnx", [tiny.test.image(i) for i in range(2)])
+    images = [tiny.test.image(i) for i in range(20)]
+    predictor, _ = compare("mini", tmp_path / "model.onnx", images[:2])
+    predictor.calibrate(images, [[tiny.labels.names[j] for j in row.nonzero()] for row in tiny.test.targets[:20]])
+    predictor.save_calibration(tmp_path / "own.json")
+    again, _ = compare("mini", tmp_path / "model.onnx", images[:2], calibration=tmp_path / "own.json")
+    assert again.threshold == predictor.threshold < 1
 
 
 def test_another_tower_the_paper_s_head_and_vectors_of_a_file(tiny, settings, tmp_path):

@@ -200,7 +200,7 @@ def test_the_command_prints_a_table(predictor, tiny, tiny_run, tmp_path):
     command = [sys.executable, "-m", "clipdec.predictor", tiny_run[0], photo, "--labels", *kinds]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     head, *rows, foot = done.stdout.splitlines()
-    assert head == str(photo) and f"{predictor.threshold:.3f}" in foot and "Warning" not in done.stderr
+    assert head == str(photo) and f"{predictor.threshold:.3g}" in foot and "Warning" not in done.stderr
     for row, (name, p) in zip(rows, predictor(photo, list(kinds)), strict=True):
         assert row.split("✓")[-1].split() == [*name.split(), f"{p:.3g}", kinds[name]]
         assert ("✓" in row) == (p >= predictor.threshold)

@@ -1,5 +1,6 @@
 """Untouched CLIP as a Predictor: scores, which window, calibration by a few images, and the command."""
 
+import json
 import math
 
 import pytest
@@ -133,17 +134,26 @@ def test_a_calibration_is_kept_for_the_same_model(tiny, tmp_path, capsys):
     assert Predictor.load("mini", device="cpu", calibration=path).calibration == predictor.calibration
     rarer = Predictor.load("mini", 0.01, "cpu", calibration=path).calibration
     assert rarer == predictor.calibration.at(0.01)
-    with pytest.raises(ValueError, match="holds no calibration of this model"):
+    with pytest.raises(ValueError, match="is the calibration of another model, or of other settings or labels"):
         Predictor.from_clip("mini", windows=4, device="cpu").load_calibration(path)
-    (tmp_path / "empty.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds no calibration of this model"):
-        predictor.load_calibration(tmp_path / "empty.json")
+    whole = json.loads(path.read_text())
+    for wrong in ({}, {"scale": 1.0}, whole | {"threshold": None}):
+        (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="holds no calibration: write one"):
+            predictor.load_calibration(tmp_path / "wrong.json")
+    identity = predictor.identity()
+    predictor.model.references += 1e-7  # as another processor computes them
+    assert predictor.identity() == identity
     images[0].save(photo)
     expected = [name for name, p in predictor(photo) if p >= predictor.threshold]
     with pytest.raises(SystemExit) as ended:
         main(["mini", photo, "--calibration", str(path), "--csv", str(tmp_path / "t.csv"), "--device", "cpu"])
     assert not ended.value.code and (tmp_path / "t.csv").read_text().splitlines()[1].split(",")[1] == ";".join(expected)
     assert expected
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["mini", photo, "--calibration", str(path), "--device", "cpu", "--top-k", "1"])
+    assert f"at least {predictor.threshold:.3g}, the best F1 on {path};" in capsys.readouterr().out
 
 
 def test_labels_of_a_clip_are_neither_seen_nor_unseen(tiny, tmp_path, capsys):

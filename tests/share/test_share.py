@@ -243,7 +243,7 @@ def test_what_is_sent_is_what_a_dry_run_writes(tiny_run, tmp_path, hub, capsys):
 def test_folders_that_are_not_written_to(tiny_run, shared, tmp_path):
     copy, before = shutil.copytree(shared[0], tmp_path / "copy"), files(shared[0])
     (copy / ".DS_Store").write_text("")  # macOS leaves it where a folder was looked at
-    write_shared(tiny_run[0], copy, NAME, "cc-by-sa-4.0")  # over itself
+    assert write_shared(tiny_run[0], copy, NAME, "cc-by-sa-4.0") == sorted(before)  # over itself
     (copy / ".DS_Store").unlink()
     assert files(copy) == before
     (copy / "notes.txt").write_text("mine")

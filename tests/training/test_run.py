@@ -598,9 +598,10 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts(train, finished):
     assert 1000 < train(finished, epochs=2, resume=True)["seconds"] < 1600
 
 
-def test_a_run_names_the_data_that_it_was_given(tiny, settings, tmp_path):
+def test_a_run_names_the_data_that_it_was_given(tiny, settings, tmp_path, monkeypatch):
     """Also where the settings name others, as the default ones do."""
-    metrics = fit(tiny, replace(settings(tmp_path), data="emoji"))
+    monkeypatch.chdir(tiny.folder.parent)
+    metrics = fit(load_data(tiny.folder.name), replace(settings(tmp_path), data="emoji"))
     assert metrics["data"] == metrics["config"]["data"] == load_run(tmp_path)[0].data == str(tiny.folder)
 
 
@@ -610,6 +611,6 @@ def test_labels_that_are_held_out_are_named(tiny, tiny_run, train, tmp_path, cap
     metrics = train(tmp_path, hold_out=3 / 925)
     names = metrics["held_out"]
     images = tiny.val.targets[:, [tiny.labels.names.index(name) for name in names]].any(1).sum()
-    assert f"to choose by: 3 labels ({', '.join(names)}), in {images} images of val" in capsys.readouterr().out
+    assert f"to choose by (3): {', '.join(names)}; in {images} images of val" in capsys.readouterr().out
     train(tmp_path, hold_out=0.0)
     assert "held out of the training" not in capsys.readouterr().out
