@@ -15,11 +15,9 @@ class MLDecoder(nn.Module):
         x = LN(q + dropout(q));  x = LN(x + dropout(MHA(x, t, t)));  x = LN(x + dropout(FF(x)));  logit = x w + b
 
     Args:
-        in_features: channels C of a token.
-        query_features: length D of a label vector.
+        in_features, query_features: channels C of a token, length D of a label vector.
         embed_dim: width d of the layer; a multiple of num_heads.
-        num_heads: attention heads h.
-        ff_dim: hidden width of the feed-forward network.
+        num_heads, ff_dim: attention heads h, hidden width of the feed-forward network.
         dropout: dropout rate while training.
 
     Raises: ValueError if embed_dim is not a multiple of num_heads.

@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 
 with suppress(ImportError):  # the extra `heic`
     import pillow_heif
-
     pillow_heif.register_heif_opener()
 
 Image.init()
@@ -58,8 +57,7 @@ def _reason(error):
         return "missing"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "too large"
-    words = (word for word in ("truncated", "empty", "HEIC") if word.lower() in str(error).lower())
-    return next(words, "unreadable")
+    return next((word for word in ("truncated", "empty", "HEIC") if word.lower() in str(error).lower()), "unreadable")
 
 
 def _opened(image, short_side):
@@ -117,7 +115,7 @@ def _rgb(image):
     if image.mode == "F":
         raise ValueError("its pixels are floats without a range")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,16 +1,19 @@
 """Label names: how they are read and compared, the seen and the unseen ones, and an image's sentence."""
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 NO_LABEL = {"", "-", "--", "–", "—", "nan", "none", "null", "n/a"}  # written where there is no label
-INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))  # spaces without width, soft hyphen
+# spaces without width, soft hyphen, marks of writing direction; not joiners, which are spelling
+INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # no part of a name, nor of XML
 
 
 def clean_name(name):
     """A name as it is kept: in Unicode's form NFC, one space between words, nothing invisible."""
-    return " ".join(unicodedata.normalize("NFC", name.translate(INVISIBLE)).split())
+    return " ".join(unicodedata.normalize("NFC", INVISIBLE.sub("", name)).split())
 
 
 def same_name(name):
@@ -60,8 +63,8 @@ class LabelSpace:
         known = {}  # {what names are compared by: (name, part)}
         for part in ("seen", "unseen"):
             for i, name in enumerate(getattr(self, part)):
-                if not isinstance(name, str) or same_name(name) in NO_LABEL:
-                    raise ValueError(f"label {i} of the {part} labels, {name!r}, is empty: give every label a name")
+                if not isinstance(name, str) or same_name(name) in NO_LABEL or CONTROL.search(clean_name(name)):
+                    raise ValueError(f"label {i} of the {part} labels, {name!r}, is no name: give every label one")
                 other, its = known.setdefault(same_name(name), (name, None))
                 if its:
                     both = name if name == other else f"{name!r} and {other!r}"

@@ -46,7 +46,9 @@ def load_clip(name):
         # squash: a centre crop would cut off objects that are labels of the image
         options = {"weights_only": True, "image_resize_mode": "squash"}
         model, preprocess = open_clip.create_model_from_pretrained(model_name, pretrained, **options)
-        tokenizer = open_clip.get_tokenizer(model_name)
+        # a folder's own settings of a tokenizer may ask for code to be run
+        plain = None if pretrained else open_clip.SimpleTokenizer(context_length=model.context_length)
+        tokenizer = plain or open_clip.get_tokenizer(model_name)
     except Exception as error:  # torch, safetensors and the hub raise errors of their own
         remedy = "check the tag or file, and the network if they must be downloaded"
         raise ValueError(f"the weights of {name!r} cannot be loaded ({error}): {remedy}") from error

@@ -14,11 +14,9 @@ class Trainer:
     """Trains a CLIPDecoder step by step: in one process, in the precision of its weights.
 
     Args:
-        model: a CLIPDecoder.
+        model, loss: a CLIPDecoder, a CombinedLoss.
         steps: how many steps the learning rate, OneCycle's, is laid over.
-        loss: a CombinedLoss.
-        optimiser: "adam" or "adamw".
-        lr: peak learning rate.
+        optimiser, lr: "adam" or "adamw", its peak learning rate.
         weight_decay: of matrices; biases, norms and the logit scale are not decayed.
         clip_grad: largest norm of the gradient; 0: not clipped.
         ema_decay: decay of `average`, the moving average of the weights, which is what is evaluated.

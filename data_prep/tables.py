@@ -5,6 +5,7 @@ import io
 
 from clipdec.labels import read_text, same_name
 
+csv.field_size_limit(2**31 - 1)  # a cell holds all labels of a photo
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 

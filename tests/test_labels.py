@@ -38,8 +38,8 @@ def test_one_name_in_many_spellings():
 
 
 @pytest.mark.parametrize("seen, unseen, message", [
-    (["a", ""], ["b"], "label 1 of the seen labels, '', is empty"), (["a"], ["  "], "label 0 of the unseen labels"),
-    (["a", None], ["b"], "label 1 of the seen labels, None, is empty"), (["a", "NaN"], [], "label 1 of the seen"),
+    (["a", ""], ["b"], "label 1 of the seen labels, '', is no name"), (["a"], ["  "], "label 0 of the unseen labels"),
+    (["a", None], ["b"], "label 1 of the seen labels, None, is no name"), (["a", "NaN"], [], "label 1 of the seen"),
     (["a", "b", "a"], ["c"], "repeated among the seen labels: a: "), (["-"], [], "label 0 of the seen labels, '-'"),
     (["a"], ["c", "d", "d"], "repeated among the unseen labels: d: "),
     (["a", "b", "c"], ["d", "b"], "both seen and unseen: b: "),
@@ -49,6 +49,21 @@ def test_one_name_in_many_spellings():
 def test_label_space_errors(seen, unseen, message):
     with pytest.raises(ValueError, match=message):
         LabelSpace(seen, unseen)
+
+
+def test_marks_of_direction_make_no_other_label_and_joiners_do():
+    marks = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    assert clean_name(f"{marks}dog{marks}") == "dog"
+    with pytest.raises(ValueError, match="both seen and unseen: .* and 'dog'"):
+        LabelSpace(["dog"], ["dog\u202c"])
+    joined = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f680"
+    assert [clean_name(name) for name in joined] == [*joined]
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;owned\x07dog", "do\x00g", "dog\ud800", "a\x9bb", "\ufffe"])
+def test_what_would_command_a_terminal_is_no_name(name):
+    with pytest.raises(ValueError, match="label 0 of the seen labels, .* is no name"):
+        LabelSpace([name], [])
 
 
 def test_a_label_space_keeps_clean_names():

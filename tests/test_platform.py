@@ -130,13 +130,23 @@ def test_a_run_that_is_broken_off_goes_on(trained, written, tmp_path):
     torch.testing.assert_close(mine, its)
 
 
+def test_names_in_letters_that_a_pipe_has_not(tiny, written, tmp_path):
+    folder = shutil.copytree(tiny.folder, tmp_path / "data", ignore=lambda *_: ["tokens"])
+    names = {"seen": [f"гора {i}" for i in range(925)], "unseen": [f"река {i}" for i in range(81)]}
+    (folder / "labels.json").write_text(json.dumps(tiny.info | names), "utf8")
+    path = written(tmp_path / "run")
+    path.write_text(json.dumps(json.loads(path.read_text("utf8")) | {"data": str(folder)}), "utf8")
+    printed = there("-m", "clipdec.training", "--config", path)
+    assert "held out of the training, to choose by (46): ????" in printed and "CLIP-Decoder" in printed
+
+
 def test_the_predictor_prints_what_it_finds(trained, tiny, tmp_path):
     """On a pipe of cp1252, which has no tick."""
     tiny.test.image(0).save(tmp_path / "Foto ü.png")
     names = ["pizza", "dog face", "Café"]
     printed = there("-m", "clipdec.predictor", trained, tmp_path / "Foto ü.png", "--labels", *names)
     for name, p in Predictor.load(trained)(tmp_path / "Foto ü.png", names):
-        (line,) = (line for line in printed.splitlines() if name in line and f"{p:.3f}" in line)
+        (line,) = (line for line in printed.splitlines() if name in line and f"{p:.3g}" in line)
     assert "Foto ü.png" in printed
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from copy import deepcopy
 
 import open_clip
@@ -75,6 +76,17 @@ def test_the_folder_loads_with_open_clip_alone():
     stored = load_file(MINI / "open_clip_model.safetensors")
     assert_equal(model.state_dict(), {name: value.float() for name, value in stored.items()})
     assert preprocess(Image.new("RGB", (50, 90))).shape == (3, 128, 128)
+
+
+def test_a_folder_cannot_choose_its_tokenizer(tmp_path, monkeypatch):
+    """Its settings could ask transformers to run code that lies in it."""
+    folder = shutil.copytree(MINI, tmp_path / "clip")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(open_clip.factory, "HFTokenizer", lambda *_, **__: 1 / 0)
+    theirs, mini = load_clip(f"local-dir:{folder}"), load_clip("mini")
+    assert torch.equal(theirs.tokenizer(["a photo of pizza"]), mini.tokenizer(["a photo of pizza"]))
 
 
 def test_the_folder_is_small():

@@ -20,12 +20,14 @@ from clipdec.comparison.runs import by_settings, check_alike, data_of, differenc
 from clipdec.comparison.runs_report import draw_curves, runs_report, write_label_ap
 from clipdec.comparison.systems import CHANGES, SYSTEMS, WORDS, compare
 from clipdec.training.config import Config, read_settings, without_switches
+from clipdec.training.machine import print_anything
 from clipdec.training.run_folder import without_nan
 
 RUNS = Path("runs/comparison")  # from the repository's root
 
 
 def main(arguments=None):
+    print_anything()
     args = _arguments(arguments)
     try:
         compare_runs(args) if args.runs else run(args)

@@ -10,6 +10,7 @@ from clipdec.metrics import zsl_report
 from clipdec.towers import windows_of
 from clipdec.training.build import load_run
 from clipdec.training.config import read_settings
+from clipdec.training.machine import print_anything
 from clipdec.training.report import dashed
 from clipdec.training.shared import find_run
 
@@ -51,6 +52,7 @@ def table(rows):
 
 
 def main(arguments=None):
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m clipdec.comparison.beside_clip", description=__doc__)
     parser.add_argument("run_folder", help="a folder that notebooks/04_train.ipynb wrote")
     looks = "looks of untouched CLIP: 0, the whole image alone, 4, 25, or sizes and strides"

@@ -4,9 +4,11 @@ import argparse
 import sys
 
 from clipdec.export.onnx import export_onnx
+from clipdec.training.machine import print_anything
 
 
 def main(arguments=None):
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m clipdec.export", description=__doc__)
     parser.add_argument("run_folder", help="a folder, user/name of the hub, or a CLIP, as for the predictor")
     parser.add_argument("path", help="the .onnx file to write")

@@ -62,7 +62,8 @@ def message(text, wrong=False):
 
 def picture(image, alt, width):
     """A PIL image as an HTML image with a text for those who cannot see it, `width` px wide."""
-    file, height = io.BytesIO(), max(1, round(width * image.height / image.width))
+    height = max(1, round(width * min(4, image.height / image.width)))  # a strip is squeezed
+    file = io.BytesIO()
     image.resize((width, height), Image.BILINEAR).save(file, "PNG", compress_level=1)
     source = f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}" alt="{escape(alt)}"'
     return f'<img {source} width="{width}" height="{height}" style="max-width:none;display:block">'

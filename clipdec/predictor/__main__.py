@@ -8,10 +8,11 @@ from functools import partial
 
 from tqdm import tqdm
 
-from clipdec.labels import clean_name, read_names, same_name
+from clipdec.labels import CONTROL, clean_name, read_names, same_name
 from clipdec.predictor.photos import TagsFile, found, write_sidecar
 from clipdec.predictor.predictor import Predictor
 from clipdec.training.inputs import digest
+from clipdec.training.machine import print_anything
 from clipdec.training.processes import progress
 
 SOME = 10  # labels of a run that are printed for a photo
@@ -62,8 +63,10 @@ def check_tags(predictor, labels, top_k):
     for name in labels:
         if ";" in name:
             raise ValueError(f"the label {name!r} holds a semicolon, which separates labels: write it without")
-        if not name.isprintable():
+        if CONTROL.search(name):
             raise ValueError(f"the label {name!r} holds a control character: write it without")
+        if name[0] in "=@":
+            raise ValueError(f"a spreadsheet would take the label {name!r} for a formula: write it without {name[0]}")
 
 
 def question(predictor, labels, top_k):
@@ -127,6 +130,7 @@ def show(predictor, answers, basis):
 
 
 def main(arguments=None):
+    print_anything()
     args = parsed(arguments)
     try:
         labels, photos = listed(args.labels), found(args.photos)
@@ -171,8 +175,6 @@ def parsed(arguments):
         parser.error(f"--top-k must be at least 1, got {args.top_k}")
     if args.json and (args.csv or args.write_xmp):
         parser.error("--json prints, --csv and --write-xmp write: choose one of them")
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a pipe of Windows may have no tick
     return args
 
 

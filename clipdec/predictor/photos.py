@@ -13,6 +13,7 @@ from clipdec.images import FORMATS
 from clipdec.labels import clean_name
 from clipdec.training.run_folder import whole
 
+csv.field_size_limit(2**31 - 1)  # a cell holds all labels of a photo
 COLUMNS = ["image", "labels", "probabilities", "asked"]  # data_prep.folder reads the first two
 HEADER = (",".join(COLUMNS) + "\n").encode()
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # a path may be any bytes

@@ -1,6 +1,7 @@
 """Predictor: any image, any labels."""
 
 import json
+import math
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +83,7 @@ class Predictor:
         config = replace(config, device=device)
         try:
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf8"))
-            labels, calibration = read_labels(folder), Calibration(**metrics["calibration"])
+            labels, calibration = read_labels(folder), read_calibration(metrics["calibration"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"is not finished, or of another version ({error}): go on with it, resume True"
             raise FileNotFoundError(f"the run in {name} {remedy}") from None
@@ -156,7 +157,7 @@ class Predictor:
         """Take the calibration of a file. Raises FileNotFoundError, or ValueError if it is none, or another model's."""
         kept = read_settings(path)
         try:
-            calibration = Calibration(*(float(kept[name]) for name in ("scale", "shift", "threshold", "base_rate")))
+            calibration = read_calibration(kept)
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{path} holds no calibration: write one with save_calibration") from None
         if kept.get("model") != self.identity():
@@ -276,6 +277,14 @@ class Predictor:
         maps = F.interpolate(maps, (image.height, image.width), mode="bilinear")[0]
         maps = maps / maps.sum((1, 2), keepdim=True)
         return maps[0] if isinstance(label, str) else maps
+
+
+def read_calibration(kept):
+    """The Calibration of {name: value}. Raises KeyError, TypeError or ValueError if that is none."""
+    four = [float(kept[name]) for name in ("scale", "shift", "threshold", "base_rate")]
+    if not all(map(math.isfinite, four)):
+        raise ValueError(f"the calibration {four} is not finite")
+    return Calibration(*four, kept.get("note", ""))
 
 
 def spread(maps, tower):

@@ -8,6 +8,7 @@ import sys
 
 from clipdec.share.card import OTHER
 from clipdec.share.share import share, write_shared
+from clipdec.training.machine import print_anything
 from clipdec.training.shared import find_run
 
 EXAMPLES = """examples:
@@ -17,6 +18,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments=None):
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m clipdec.share", description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -4,7 +4,7 @@ import hashlib
 import html
 import importlib.metadata
 import os
-from pathlib import Path
+from pathlib import PureWindowsPath
 
 import open_clip
 import timm
@@ -65,7 +65,7 @@ def first_f1(metrics):
 
 def slug(data):
     """The name of a data set, without the folder that it lies in."""
-    return Path(data).name
+    return PureWindowsPath(data).name  # of which either slash parts folders
 
 
 def base_models(config):
@@ -122,7 +122,8 @@ def data(config, labels, info):
 
 def without_folders(text):
     """A text whose absolute paths are their last part only."""
-    return " ".join(Path(word).name if os.path.isabs(word) else word for word in text.split())
+    whole = lambda word: os.path.isabs(word) or PureWindowsPath(word).is_absolute()
+    return " ".join(PureWindowsPath(word).name if whole(word) else word for word in text.split())
 
 
 def verbatim(text):

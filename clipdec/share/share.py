@@ -3,9 +3,8 @@
 import json
 import shutil
 import tempfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-import open_clip
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
@@ -14,7 +13,7 @@ from clipdec.predictor.predictor import Predictor
 from clipdec.share.card import OTHER, model_card, slug
 from clipdec.training.config import read_settings
 from clipdec.training.run_folder import visible
-from clipdec.training.shared import SHARED, TRAIN, VECTORS, find_run
+from clipdec.training.shared import SHARED, TOWERS, TRAIN, VECTORS, find_run, is_local
 
 FILES = ["README.md", *SHARED]
 
@@ -86,13 +85,9 @@ def check_folder(folder, run):
 
 def check_towers(config):
     """Raises ValueError if a tower is a file or folder of this machine; of that the checkpoint holds the name, too."""
-    for tower in filter(None, (config.image_tower, config.text_tower, config.sentence_tower)):
-        kind, _, rest = tower.partition(":")
-        if kind == "local-dir" or kind == "open_clip" and not open_clip.get_pretrained_cfg(*rest.split("/", 1)):
-            remedy = "train with a published one, open_clip:<model>/<pretrained tag>, to share the run"
-            raise ValueError(
-                f"the tower {tower} is a file or folder of this machine, which others do not have: {remedy}"
-            )
+    for tower in filter(is_local, filter(None, (getattr(config, name) for name in TOWERS))):
+        remedy = "train with a published one, open_clip:<model>/<pretrained tag>, to share the run"
+        raise ValueError(f"the tower {tower} is a file or folder of this machine, which others do not have: {remedy}")
 
 
 def shared_settings(config):
@@ -102,7 +97,7 @@ def shared_settings(config):
     """
     found = {"preset": config.preset, "data": slug(config.data)} | config.decisive()
     if config.image_weights:
-        found["image_weights"] = Path(config.image_weights).name
+        found["image_weights"] = PureWindowsPath(config.image_weights).name
     return found | ({"label_embeddings": VECTORS} if config.label_embeddings else {})
 
 

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from clipdec.data import load_data
 from clipdec.training.config import AS_AUTHOR, PRESETS, Config, read_settings
+from clipdec.training.machine import print_anything
 from clipdec.training.processes import is_main
 from clipdec.training.report import result_table
 from clipdec.training.run import fit
@@ -20,6 +21,7 @@ run.json holds a preset and any of these settings, {"preset": "clip", "epochs": 
 
 
 def main(arguments=None):
+    print_anything()
     default = lambda setting: setting.default if setting.default is not None else PRESETS["mini"].get(setting.name)
     about = lambda setting: f"{setting.metadata['help']} (default {default(setting)!r})"
     settings = "\n".join(f"  {setting.name:26}{about(setting)}" for setting in fields(Config))

@@ -12,7 +12,7 @@ from clipdec.labels import LabelSpace
 from clipdec.losses import CombinedLoss
 from clipdec.model import CLIPDecoder
 from clipdec.towers import ImageTower, encode_labels, load_clip
-from clipdec.training.config import Config
+from clipdec.training.config import Config, read_settings
 from clipdec.training.embeddings import load_label_embeddings
 from clipdec.training.fast import make_fast
 from clipdec.training.inputs import changed, inputs_of
@@ -92,7 +92,10 @@ def read_labels(run_folder):
     path = Path(run_folder).expanduser() / "labels.json"
     if not path.is_file():
         raise FileNotFoundError(f"the run in {run_folder} is not finished, it has no labels.json: resume it")
-    return LabelSpace(**json.loads(path.read_text(encoding="utf8")))
+    found = read_settings(path)
+    if found.keys() != {"seen", "unseen"}:
+        raise ValueError(f"{path} holds not just seen and unseen names: it is of another version")
+    return LabelSpace(**found)
 
 
 def load_run(run_folder, revision=None):

@@ -6,6 +6,7 @@ A setting's name, type, bound and help stand here and nowhere else; its values f
 import difflib
 import json
 import math
+import os
 import tomllib
 import types
 import typing
@@ -16,7 +17,7 @@ import torch
 
 from clipdec.data import at_home
 from clipdec.towers import windows_of
-from clipdec.training.shared import TRAIN, beside
+from clipdec.training.shared import FILES, TRAIN, beside
 
 PRESETS = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf8"))
 
@@ -58,7 +59,6 @@ SWITCHES = {  # the first six before there was `as_author`, each True by default
 }  # fmt: skip
 
 FREE = {"preset", "resume", "device", "processes", "num_workers", "out_dir", "save_minutes"}  # change no result
-FILES = {"image_weights", "label_embeddings"}
 FREE |= FILES | {"data"}  # nor does the name of a file; what is in it, inputs.py compares
 
 AT_LEAST_0 = "0 or more", lambda value: value >= 0
@@ -183,7 +183,9 @@ class Config:
             raise ValueError(f"{path} has settings that are not known here, {', '.join(unknown)}: {remedy}")
         files = {name: settings[name] for name in FILES if isinstance(settings.get(name), str)}
         found = {name: beside(file, path.parent) for name, file in files.items()}
-        return cls(**settings | found | {"device": "auto"})
+        config = cls(**settings | found | {"device": "auto"})
+        config.num_workers = min(config.num_workers, os.cpu_count() or 1)  # it may come from a larger machine
+        return config
 
     def as_dict(self):
         return asdict(self)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import math
 import platform
+import sys
 
 import torch
 
@@ -19,6 +20,12 @@ def peak_memory_mb(device="cpu"):
 def device_name(device):
     """"NVIDIA H100", "cpu"."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def print_anything():
+    """Let stdout take names that its encoding has no letters for, as on a pipe of Windows: a ? stands for those."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def duration(seconds):

@@ -32,6 +32,7 @@ def whole(path):
     error.
     """
     aside = Path(f"{path}.partial")
+    aside.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
     try:
         yield aside
         with open(aside, "rb+") as file:

@@ -1,8 +1,10 @@
 """Runs by name: a folder that is there, or a repository of the Hugging Face hub."""
 
+import json
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+import open_clip
 from huggingface_hub import snapshot_download
 
 from clipdec.data import at_home
@@ -11,6 +13,8 @@ VECTORS = "label_vectors.npz"  # label vectors that came from a file, beside the
 SHARED = ["checkpoint.safetensors", "config.json", "labels.json", "metrics.json", VECTORS]
 ON_HUB = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(.+))?")  # user/name, user/name@revision
 HERE = "runs/"  # where runs are written: what begins so is never asked of the hub, or a slip would open another's
+FILES = {"image_weights", "label_embeddings"}  # settings that name one
+TOWERS = "image_tower", "text_tower", "sentence_tower"
 TRAIN = "train one with notebooks/04_train.ipynb"
 
 
@@ -39,14 +43,32 @@ def find_run(run, revision=None, start=None):
     if revision and behind:
         raise ValueError(f"{run} names a revision already: leave {revision!r} out, or {behind!r}")
     try:
-        return Path(snapshot_download(repository, revision=revision or behind, allow_patterns=SHARED))
+        found = Path(snapshot_download(repository, revision=revision or behind, allow_patterns=SHARED))
     except Exception as error:  # the hub's library and the network raise errors of many kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         hub = f"the Hugging Face hub gave no repository {run} ({reason.rstrip('.')})"
         raise FileNotFoundError(f"there is no run folder {folder}, and {hub}: {TRAIN}, or give another name") from None
+    check_foreign(found, run)
+    return found
+
+
+def is_local(tower):
+    """Whether a tower, by its name, is a file or folder of one machine."""
+    kind, _, rest = tower.partition(":")
+    return kind == "local-dir" or (kind == "open_clip" and not open_clip.get_pretrained_cfg(*rest.split("/", 1)))
+
+
+def check_foreign(folder, name):
+    """Raises ValueError if the settings of a run from elsewhere would open files of this machine."""
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    named = {key: str(settings[key]) for key in (*FILES, *TOWERS) if settings.get(key)}
+    wrong = [text for key, text in named.items() if key in FILES and PureWindowsPath(text).name != text]
+    if wrong := wrong + [text for key, text in named.items() if key in TOWERS and is_local(text)]:
+        raise ValueError(f"the run {name} names {wrong[0]}, a file of another machine: clipdec.share did not write it")
 
 
 def beside(path, folder):
     """The file of a setting, or the one of its name in a run folder, which a shared run brings along."""
-    own = Path(folder) / Path(path).name
+    own = Path(folder) / PureWindowsPath(path).name
     return str(own.absolute()) if own.is_file() else path

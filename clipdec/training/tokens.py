@@ -45,6 +45,7 @@ class Store:
             for name, (shape, dtype) in wanted.items():
                 path, aside = folder / f"{name}.npy", folder / f"{name}.partial"
                 if not path.is_file():
+                    aside.unlink(missing_ok=True)  # as in `whole`
                     # filled later, and most disks give it room only then
                     np.lib.format.open_memmap(aside, "w+", dtype, (count, *shape))
                     os.replace(aside, path)

@@ -51,6 +51,11 @@ def test_a_picture_has_its_size_and_a_text():
     assert "<img" not in render.captioned([("", NASTY)], 40)
 
 
+def test_a_strip_is_no_metre_long():
+    text = render.picture(Image.new("RGB", (2, 30_000)), "a strip", 200)
+    assert 'width="200" height="800"' in text and len(text) < 100_000
+
+
 def test_what_was_not_looked_at_is_dark():
     attention = np.zeros((8, 8))
     attention[0, 0] = 0.7

@@ -265,3 +265,28 @@ def test_the_command_says_what_is_wrong(tiny_run, tmp_path, capsys):
 def test_probabilities_next_to_1_keep_their_order(predictor):
     [answer] = predictor._answers(torch.tensor([[18.0, 25.0, 20.0]]), ["a", "b", "c"], None)
     assert [name for name, _ in answer] == ["b", "c", "a"] and 1 > answer[0][1] > answer[1][1] > answer[2][1]
+
+
+@pytest.mark.parametrize("wrong", [{"scale": float("nan")}, {"scale": "x"}, {"threshold": None}])
+def test_a_calibration_that_is_none_is_an_error(tiny_run, tmp_path, wrong):
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["calibration"] |= wrong
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(FileNotFoundError, match="is not finished, or of another version"):
+        Predictor.load(run)
+
+
+@pytest.mark.parametrize("content", ['{"seen": [], "unseen": [], "note": 1}', "[]", "{"])
+def test_labels_of_another_version_are_named(tiny_run, tmp_path, content):
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    (run / "labels.json").write_text(content)
+    with pytest.raises(ValueError, match="labels.json"):
+        Predictor.load(run)
+
+
+def test_a_run_of_a_larger_machine_takes_the_workers_that_are_here(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"num_workers": 100_000}))
+    assert Predictor.load(run).config.num_workers == os.cpu_count()

@@ -4,6 +4,7 @@ import csv
 import os
 import sys
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from clipdec import Predictor
 from clipdec.images import ImageError
 from clipdec.predictor import predictor as module
-from clipdec.predictor.__main__ import listed, main
+from clipdec.predictor.__main__ import check_tags, listed, main
 from clipdec.predictor.photos import TagsFile, found, write_sidecar
 from data_prep.folder import read_table
 
@@ -159,6 +160,15 @@ def test_a_csv_of_another_question_is_refused(tiny_run, photos):
     assert (photos.parent / "tags.csv").read_bytes() == whole
 
 
+def test_a_line_may_be_long_and_a_name_may_have_joiners(tmp_path):
+    names = [f"label {i} \u0645\u06cc\u200c\u062e" for i in range(20_000)]
+    check_tags(SimpleNamespace(threshold=0.5), names, None)
+    TagsFile(tmp_path / "tags.csv", "x").add("a.jpg", [(name, 0.5) for name in names])
+    assert TagsFile(tmp_path / "tags.csv", "x").tags("a.jpg") == names
+    (tmp_path / "a.jpg").write_bytes(b"")
+    assert dict(read_table(tmp_path / "tags.csv", tmp_path)) == {"a.jpg": sorted(names)}
+
+
 def test_a_csv_that_a_spreadsheet_saved_goes_on(tmp_path):
     TagsFile(tmp_path / "tags.csv", "x").add("ä.jpg", [("dog", 0.5), ("a, b", 0.25)])
     data = (tmp_path / "tags.csv").read_bytes()
@@ -222,6 +232,8 @@ def test_what_cannot_be_tagged(photos, capsys):
         main(["mini", str(photos), "--csv", str(photos.parent / "tags.csv")])
     with pytest.raises(SystemExit, match="holds a semicolon"):
         main(["mini", str(photos), "--csv", str(photos.parent / "x.csv"), "--labels", "a;b", "--top-k", "1"])
+    with pytest.raises(SystemExit, match="a spreadsheet would take the label '=1\\+1' for a formula"):
+        main(["mini", str(photos), "--csv", str(photos.parent / "x.csv"), "--labels", "=1+1", "--top-k", "1"])
     with pytest.raises(SystemExit, match="holds a control character"):
         main(["mini", str(photos), "--write-xmp", "--labels", "bell\x07", "--top-k", "1"])
     with pytest.raises(SystemExit):

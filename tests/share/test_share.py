@@ -290,3 +290,14 @@ def test_the_card_says_of_probabilities_and_limits_what_metrics_json_says(tiny_r
     said += ["The epoch (7 of 9, seed 3)", "27 unseen labels have a seen one", "without them ZSL mAP is 12.3"]
     said += ["5 % of the seen labels were kept out of the training"]
     assert [text for text in said if text not in card] == []
+
+
+def test_a_run_of_windows_is_shared_without_its_folders(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    path = "C:\\Users\\Anna Privat\\data\\mine"
+    for name in ("config.json", "metrics.json"):
+        content = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(content | {"data": path}))
+    write_shared(run, tmp_path / "shared", NAME)
+    assert not any(b"Anna" in content for content in files(tmp_path / "shared").values())
+    assert json.loads((tmp_path / "shared" / "config.json").read_text())["data"] == "mine"

@@ -160,7 +160,17 @@ def test_a_full_disk_ends_the_run_and_the_state_before_is_intact(
     train, assert_goes_on, tmp_path, monkeypatch, name, last
 ):
     """The file is written through a link to /dev/full, where the kernel refuses every byte as on a full disk."""
-    at_step(monkeypatch, 13, lambda: (tmp_path / f"{name}.partial").symlink_to("/dev/full"))
+    aside, unlink, filled = tmp_path / f"{name}.partial", Path.unlink, []
+
+    def fill():
+        def unlinked(path, **options):
+            unlink(path, **options)
+            if path == aside and not filled:  # once, after what lay there was removed
+                filled.append(path)
+                path.symlink_to("/dev/full")
+        monkeypatch.setattr(Path, "unlink", unlinked)
+
+    at_step(monkeypatch, 13, fill)
     with pytest.raises(OSError, match="the disk is full .*make room, then go on with resume True") as error:
         train(tmp_path, **SAVING)
     assert error.value.errno == errno.ENOSPC
@@ -209,6 +219,15 @@ def test_a_folder_that_cannot_be_flushed_leaves_nothing_open(tmp_path, monkeypat
         with whole(tmp_path / "a.txt") as aside:
             aside.write_text(str(i))
     assert (tmp_path / "a.txt").read_text() == "4" and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_link_in_the_way_leads_nowhere(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "state.pt.partial").symlink_to(tmp_path / "mine.txt")
+    with whole(tmp_path / "state.pt") as aside:
+        aside.write_text("state")
+    assert (tmp_path / "mine.txt").read_text() == "mine" and (tmp_path / "state.pt").read_text() == "state"
+    assert not (tmp_path / "state.pt").is_symlink()
 
 
 def test_a_hidden_file_alone_makes_no_folder_foreign(tmp_path):

@@ -12,7 +12,7 @@ from helpers import files, hub_cache
 
 from clipdec import Config, Predictor, data, load_run
 from clipdec.training import shared
-from clipdec.training.shared import SHARED, find_run
+from clipdec.training.shared import SHARED, beside, find_run
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["pizza", "dog face", "no label of the data set"]
@@ -83,6 +83,22 @@ def test_a_run_is_found_in_home_too(tiny_run, tmp_path, monkeypatch):
     assert find_run("runs/own", start=home) == home / "runs/own"
     with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/runs/typo is not a run folder"):
         load_run("runs/typo")
+
+
+@pytest.mark.parametrize("wrong", [
+    {"label_embeddings": "/home/me/private.npz"}, {"image_weights": "..\\\\x.pth"}, {"text_tower": "local-dir:~/clip"},
+    {"image_tower": "open_clip:ViT-B-32/weights.pt"}, {"label_embeddings": r"\\\\host\\share\\x.npz"},
+])  # fmt: skip
+def test_a_run_of_the_hub_opens_no_file_of_the_reader(kept, cache, wrong):
+    settings = json.loads(kept["config.json"]) | wrong
+    hub_cache(cache, "user/head", kept | {"config.json": json.dumps(settings).encode()})
+    with pytest.raises(ValueError, match="the run user/head names .*, a file of another machine"):
+        Predictor.load("user/head")
+
+
+def test_files_of_a_run_from_windows_are_found_beside_it(tmp_path):
+    (tmp_path / "glove.npz").write_bytes(b"")
+    assert beside("C:\\Users\\anna\\glove.npz", tmp_path) == str(tmp_path / "glove.npz")
 
 
 def test_a_wrong_name_is_an_error_that_says_both_readings(cache):
