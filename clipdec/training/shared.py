@@ -29,7 +29,7 @@ def find_run(run, revision=None, start=None):
 
     Returns: its path. One that can be no repository is given back even if nothing is there.
     Raises: FileNotFoundError, in both readings of the text, if the hub gives no such repository; ValueError for a
-        revision of a folder.
+        revision of a folder, or settings that would open files of this machine.
     """
     folder = Path(start or "") / Path(run).expanduser()
     if start is None and not folder.is_dir() and at_home(run).is_dir():
@@ -55,7 +55,8 @@ def find_run(run, revision=None, start=None):
 def is_local(tower):
     """Whether a tower, by its name, is a file or folder of one machine."""
     kind, _, rest = tower.partition(":")
-    return kind == "local-dir" or (kind == "open_clip" and not open_clip.get_pretrained_cfg(*rest.split("/", 1)))
+    published = "/" in rest and open_clip.get_pretrained_cfg(*rest.split("/", 1))
+    return kind == "local-dir" or (kind == "open_clip" and not published)
 
 
 def check_foreign(folder, name):
