@@ -113,7 +113,7 @@ def listed(labels):
     return list(found.values()) or None
 
 
-def show(predictor, answers, basis):
+def show(predictor, answers, basis="val"):
     """Print the table of each photo as it comes, and below what its ticks mean, `basis` being what the threshold was
     fitted on; how many there were.
     """
