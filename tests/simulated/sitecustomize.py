@@ -27,6 +27,7 @@ for name in ("fcntl", "grp", "pwd", "resource"):
 os.environ.setdefault("USERNAME", "somebody")  # as there
 for name in ("fork", "forkpty", "getuid", "geteuid", "getpgid", "killpg", "posix_fallocate", "sched_getaffinity"):
     delattr(os, name)
+os.process_cpu_count = os.cpu_count  # as there, from Python 3.13 on
 
 CONTEXTS = multiprocessing.context._concrete_contexts
 for name in ("fork", "forkserver"):
