@@ -46,7 +46,7 @@ def alignment_loss(image_vectors, text_vectors, logit_scale, targets=None):
     if targets is not None:
         targets = targets.float()
         common, count = targets @ targets.T, targets.sum(1)
-        same = (common.eq(count) & common.eq(count[:, None])).fill_diagonal_(False)
+        same = (common.eq(count) & common.eq(count[:, None])).fill_diagonal_(False)  # equal sets have all in common
         logits = logits.masked_fill(same, float("-inf"))
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 

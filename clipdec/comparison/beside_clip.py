@@ -54,7 +54,7 @@ def table(rows):
 def main(arguments=None):
     print_anything()
     parser = argparse.ArgumentParser(prog="python -m clipdec.comparison.beside_clip", description=__doc__)
-    parser.add_argument("run_folder", help="a folder that notebooks/04_train.ipynb wrote")
+    parser.add_argument("run_folder", help="a folder that notebooks/04_train.ipynb wrote, or user/name of the hub")
     looks = "looks of untouched CLIP: 0, the whole image alone, 4, 25, or sizes and strides"
     number = lambda text: int(text) if text.isdigit() else text
     parser.add_argument("--windows", nargs="+", type=number, default=[0, 4], help=looks)

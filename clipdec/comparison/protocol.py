@@ -91,9 +91,10 @@ def learn(model, images, rows, targets, labels, judge, config):
     stands for those; judge, from a model to `val_figures`.
     """
     steps = math.ceil(len(rows) / config.batch_size)
-    trained, total = [p for p in model.parameters() if p.requires_grad], config.epochs * steps
-    made = optimiser_with_schedule(config.optimiser, trained, total, config.lr, config.weight_decay)
-    optimiser, schedule = made
+    optimiser, schedule = optimiser_with_schedule(
+        config.optimiser, [p for p in model.parameters() if p.requires_grad], config.epochs * steps, config.lr,
+        config.weight_decay,
+    )  # fmt: skip
     average, history = AveragedModel(model, multi_avg_fn=moving_average(config.ema_decay)), []
     for epoch in range(1, config.epochs + 1):
         model.train()
